@@ -64,7 +64,7 @@ class Lesson:
         self.terminal = Terminal(silent=self.options.json)
         self._section = ""
         self._checks: list[Record] = []
-        self._measurements: list[Record] = []
+        self.measurements: list[Record] = []
         self._figures: dict[str, bytes] = {}
         self._notes: list[str] = []
         self._held = ExitStack()
@@ -190,7 +190,7 @@ class Lesson:
             "device": self._facts,
             "versions": self._versions,
             "checks": self._checks,
-            "measurements": self._measurements,
+            "measurements": self.measurements,
             "figures": list(self._figures),
             "notes": self._notes,
         }
@@ -272,7 +272,7 @@ class Lesson:
             bound = {"value": scaled, "share": value / scaled, "source": limit.source, "kind": limit.kind}
         plain = {key: value if isinstance(value, int | float | str | None) else str(value).removeprefix("torch.")
                  for key, value in params.items()}  # fmt: skip
-        self._measurements.append({"section": self._section, "name": name, "params": plain, "value": value,
+        self.measurements.append({"section": self._section, "name": name, "params": plain, "value": value,
                                    "unit": unit, "spread": spread, "limit": bound})  # fmt: skip
         return value
 

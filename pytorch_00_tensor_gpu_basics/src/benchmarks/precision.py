@@ -1,0 +1,200 @@
+"""The same product in every number format that the device can multiply, with what each costs in accuracy."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from shared.device import synchronize
+from shared.hardware import Limit, matmul_peak
+from shared.lesson import Lesson
+from shared.timing import measure
+from shared.units import percent, seconds_text
+
+import torch
+
+# m x k times k x n. The long k of the fourth lets one output tile stay in registers for long: the best known shape for
+# bfloat16 on an H100 (stas00/ml-engineering, mamf-finder table). The last is one decoding step of a language model.
+GPU_SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192), (4096, 16384, 4096), (2048, 13312, 2048), (16, 8192, 8192))
+SLOWEST_S = 1.0  # a format that the CPU emulates can be a thousand times slower; it gets a smaller product
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format as matrix products know it."""
+
+    name: str
+    dtype: torch.dtype
+    error_bound: float  # of the product, relative to its norm, far above what the format explains
+    tf32: bool = False
+
+
+FORMATS = (
+    Format("float64", torch.float64, 1e-13),
+    Format("float32", torch.float32, 1e-5),
+    Format("TF32", torch.float32, 5e-3, tf32=True),
+    Format("bfloat16", torch.bfloat16, 3e-2),
+    Format("float16", torch.float16, 5e-3),
+    Format("float8", torch.float8_e4m3fn, 0.2),
+    Format("int8", torch.int8, 0.0),
+)
+
+
+@contextmanager
+def tf32_products(allowed: bool) -> Iterator[None]:
+    """Lets float32 products round their inputs to TF32's 10 bits, as PyTorch's users may choose."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def operands(form: Format, m: int, k: int, n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random (m, k) and (k, n) matrices; the second is stored by columns where the hardware insists on it."""
+    if form.dtype == torch.int8:
+        a, b = (torch.randint(-128, 128, shape, device=device, dtype=torch.int8) for shape in ((m, k), (n, k)))
+        return a, b.t()
+    a, b = (torch.randn(shape, device=device) for shape in ((m, k), (n, k)))
+    if form.dtype == torch.float8_e4m3fn:
+        return a.to(form.dtype), b.to(form.dtype).t()
+    return a.to(form.dtype), b.to(form.dtype).t().contiguous()
+
+
+def product(form: Format, a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """The call that multiplies in this format: int8 gives int32, float8 gives bfloat16."""
+    if form.dtype == torch.int8:
+        return lambda: torch._int_mm(a, b)
+    if form.dtype == torch.float8_e4m3fn:
+        one = torch.ones((), device=a.device)
+        return lambda: torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+    out = torch.empty(a.shape[0], b.shape[1], device=a.device, dtype=a.dtype)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def relative_error(form: Format, device: torch.device) -> float:
+    """Norm of (product - exact product) over the norm of the exact one, on numbers drawn in float32."""
+    a, b = operands(Format("float32", torch.float32, 0), 256, 256, 256, device)
+    if form.dtype == torch.int8:
+        a, b = operands(form, 256, 256, 256, device)
+        exact = a.cpu().long() @ b.cpu().long()
+        return (product(form, a, b)().cpu().long() - exact).double().norm().item()
+    exact = a.cpu().double() @ b.cpu().double()
+    with tf32_products(form.tf32):
+        b = b.to(form.dtype) if form.dtype != torch.float8_e4m3fn else b.t().contiguous().to(form.dtype).t()
+        got = product(form, a.to(form.dtype), b)().cpu().double()
+    return ((got - exact).norm() / exact.norm()).item()
+
+
+def measure_precisions(lesson: Lesson) -> None:
+    lesson.section(
+        "The price of precision",
+        "One product in every format. Fewer bits mean fewer transistors for a multiplier and fewer bytes to move, so each "
+        "halving should double the speed where the chip has units for it. The error beside the speed is what you pay.",
+    )
+    rows, best_rates = [], {}
+    for form in lesson.progress(FORMATS, "formats"):
+        try:
+            error = relative_error(form, lesson.device)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as problem:
+            reason = " ".join(str(problem).split())[:90]
+            lesson.skip(f"{form.name} products.", f"another device: this one says {reason!r}")
+            continue
+        if form.tf32 and not has_tf32(lesson.device):
+            lesson.skip("TF32 products.", "an NVIDIA GPU of compute capability 8.0 or newer")
+            continue
+        with tf32_products(form.tf32):
+            best_rates[form.name] = measure_format(lesson, form, error, rows)
+    lesson.table(rows)
+    for form in FORMATS:
+        if form.name in best_rates:
+            error = next(row["error"] for row in rows if row["format"] == form.name)
+            lesson.check(
+                f"{form.name}: the error is what the format explains",
+                float(str(error)) <= form.error_bound,
+                f"{error} of at most {form.error_bound:.0e}",
+            )
+    draw_formats(lesson, best_rates)
+    fastest = max(best_rates, key=lambda name: best_rates[name])
+    gain = best_rates[fastest] / best_rates["float32"]
+    slowest = min(best_rates, key=lambda name: best_rates[name])
+    lesson.shows(
+        f"{fastest} is the fastest format here, {gain:.1f} times float32; {slowest} is the slowest, "
+        f"{best_rates[slowest] / best_rates['float32']:.2g} times float32. A format without units of its own is "
+        "converted or emulated, so a smaller one is not faster by itself: ask the chip, not the number of bits."
+    )
+
+
+def has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def measure_format(lesson: Lesson, form: Format, error: float, rows: list[dict[str, object]]) -> float:
+    """Adds this format's rows for all shapes; returns its best rate in operations a second."""
+    unit = "TOP/s" if form.dtype == torch.int8 else "TFLOP/s"
+    limit = matmul_peak(lesson.device, form.dtype, tf32=form.tf32)
+    best = 0.0
+    for m, k, n in shapes_for(lesson, form):
+        if form.dtype in (torch.int8, torch.float8_e4m3fn) and m <= 16:
+            continue  # int8 wants more than 16 rows, float8 multiples of 16
+        a, b = operands(form, m, k, n, lesson.device)
+        timing = measure(product(form, a, b), lesson.device, budget_s=lesson.pick(full=0.15, cpu=0.3, quick=0.03))
+        rate = 2 * m * k * n / timing.median_s
+        best = max(best, rate)
+        if limit and limit.kind == "measured" and rate > limit.value:  # then this product is the best one seen
+            limit = Limit(rate, limit.unit, f"measured here: this {form.name} product", "measured")
+        lesson.record("product", rate / 1e12, unit, timing, limit, format=form.name, m=m, k=k, n=n, error=error)
+        rows.append(
+            {
+                "format": form.name,
+                "m x k x n": f"{m} x {k} x {n}",
+                "time": seconds_text(timing.median_s),
+                unit.replace("OP", "[FL]OP").replace("FL[FL]", "[FL]"): rate / 1e12,
+                "limit": limit.value / 1e12 if limit else None,
+                "share": percent(rate / limit.value if limit else None),
+                "error": f"{error:.1e}",
+            }
+        )
+    return best
+
+
+def shapes_for(lesson: Lesson, form: Format) -> tuple[tuple[int, int, int], ...]:
+    if lesson.device.type == "cuda":
+        if lesson.quick:
+            return ((256, 256, 256),)
+        return GPU_SHAPES[:1] if form.dtype == torch.float64 else GPU_SHAPES
+    # A first small product tells how large a one fits into the time; formats differ by a factor of a thousand here.
+    n = 128
+    a, b = operands(form, n, n, n, lesson.device)
+    multiply = product(form, a, b)
+    multiply()
+    synchronize(lesson.device)
+    start = time.perf_counter()
+    multiply()
+    synchronize(lesson.device)
+    seconds = time.perf_counter() - start
+    largest = lesson.pick(full=1024, quick=256)
+    while n < largest and 8 * seconds < SLOWEST_S / 8:
+        n, seconds = 2 * n, 8 * seconds
+    return ((n, n, n), (n, 4 * n, n // 4)) if not lesson.quick else ((n, n, n),)
+
+
+def draw_formats(lesson: Lesson, best_rates: dict[str, float]) -> None:
+    def draw(ax: Any) -> None:
+        names = list(best_rates)
+        bars = ax.bar(names, [best_rates[name] / 1e12 for name in names], color="#0b5fa5", width=0.6)
+        ax.bar_label(bars, [f"{best_rates[name] / 1e12:.3g}" for name in names], padding=3)
+        for index, form in enumerate(form for form in FORMATS if form.name in best_rates):
+            limit = matmul_peak(lesson.device, form.dtype, tf32=form.tf32)
+            if limit and limit.kind != "measured":
+                ax.hlines(limit.value / 1e12, index - 0.4, index + 0.4, color="black", linewidth=2)
+        ax.set(
+            yscale="log",
+            title="Best product in each format; a black line is the data sheet's peak",
+            ylabel="10¹² operations a second",
+        )
+        ax.margins(y=0.15)
+
+    lesson.figure("precision", draw)

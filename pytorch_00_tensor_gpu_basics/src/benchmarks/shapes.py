@@ -1,0 +1,151 @@
+"""Why 4,095 can be slower than 4,096: products are cut into tiles, and tiles are dealt out in waves."""
+
+from typing import Any
+
+from shared.lesson import Lesson
+from shared.timing import measure
+from shared.units import seconds_text
+
+import torch
+
+
+def measure_shapes(lesson: Lesson) -> None:
+    odd_and_even(lesson)
+    thin_and_square(lesson)
+    if lesson.device.type == "cuda":
+        tiles_and_waves(lesson)
+
+
+def product_rate(lesson: Lesson, m: int, k: int, n: int, dtype: torch.dtype) -> float:
+    """Operations a second of an (m, k) by (k, n) product, recorded."""
+    a = torch.randn(m, k, device=lesson.device).to(dtype)
+    b = torch.randn(k, n, device=lesson.device).to(dtype)
+    out = torch.empty(m, n, device=lesson.device, dtype=dtype)
+    budget_s = lesson.pick(full=0.05, cpu=0.25, quick=0.02)
+    timing = measure(lambda: torch.mm(a, b, out=out), lesson.device, budget_s=budget_s)
+    rate = 2 * m * k * n / timing.median_s
+    lesson.record("product", rate / 1e12, "TFLOP/s", timing, m=m, k=k, n=n, dtype=dtype)
+    return rate
+
+
+def _dtype(lesson: Lesson) -> torch.dtype:
+    return torch.float32 if lesson.device.type == "cpu" else torch.float16
+
+
+def odd_and_even(lesson: Lesson) -> None:
+    dtype = _dtype(lesson)
+    lesson.section(
+        "Round sizes",
+        f"Square {str(dtype).removeprefix('torch.')} products whose sizes differ by less than 2 %. Wide loads and tensor "
+        "cores take 8 or 16 numbers at a time; rows whose length is no multiple of that start at crooked addresses.",
+    )
+    n = lesson.pick(full=4096, cpu=1024, quick=256)
+    sizes = [n - 1, n - 2, n - 4, n - 8, n - 64, n, n + 1, n + 8]
+    rates = {size: product_rate(lesson, size, size, size, dtype) for size in lesson.progress(sizes, "sizes")}
+    rows = [
+        {
+            "n": size,
+            "divisible by": size & -size,
+            "TFLOP/s": rates[size] / 1e12,
+            f"of n = {n:,}": f"{rates[size] / rates[n]:.2f}x",
+        }
+        for size in sizes
+    ]
+    lesson.table(rows)
+    slowest = min(rates, key=lambda size: rates[size])
+    if lesson.device.type == "cuda" and not lesson.quick:
+        lesson.check(
+            "a multiple of 64 is at least 1.1 times as fast as an odd size",
+            rates[n] > 1.1 * rates[n - 1],
+            f"{rates[n] / rates[n - 1]:.2f}x for {n:,} over {n - 1:,}",
+        )
+    else:
+        spread = max(rates.values()) / min(rates.values())
+        lesson.check(
+            "sizes within 7 % of each other stay within a factor of 5", spread < 5, f"{spread:.2f}x between them"
+        )
+    lesson.shows(
+        f"n = {slowest:,} is the slowest of these at {rates[slowest] / rates[n]:.2f} of the rate of n = {n:,}. "
+        + (
+            "Choose widths, vocabularies and batch sizes divisible by 64: a vocabulary of 50,257 padded to 50,304 is the "
+            "well-known case."
+            if rates[slowest] < 0.9 * rates[n]
+            else "This CPU library hides crooked sizes well; a GPU's tensor cores do not."
+        )
+    )
+
+
+def thin_and_square(lesson: Lesson) -> None:
+    dtype = _dtype(lesson)
+    size = torch.finfo(dtype).bits // 8
+    lesson.section(
+        "Thin and square products",
+        "The same matrix times 1, 2, 4, … columns. Each column reuses the numbers already loaded, so many columns cost "
+        "little more than one. That is why a server batches requests, and why decoding one token at a time is slow.",
+    )
+    n = lesson.pick(full=8192, cpu=2048, quick=256)
+    columns = [count for count in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if count <= n]
+    rows, rates = [], {}
+    for count in lesson.progress(columns, "columns"):
+        rates[count] = product_rate(lesson, n, n, count, dtype)
+        seconds = 2 * n * n * count / rates[count]
+        rows.append(
+            {
+                "columns": count,
+                "time": seconds_text(seconds),
+                "per column": seconds_text(seconds / count),
+                "TFLOP/s": rates[count] / 1e12,
+                "GB/s": size * (n * n + 2 * n * count) / seconds / 1e9,
+            }
+        )
+    lesson.table(rows)
+    last = columns[-1]
+    lesson.check(
+        "many columns at once come cheaper than one by one",
+        rates[last] > 2 * rates[1],
+        f"{rates[last] / rates[1]:.0f}x cheaper per column with {last}",
+    )
+    doubled = next((count for count in columns if rates[count] * 2 < rates[1] * count), last)
+    lesson.shows(
+        f"one column keeps this device at {rates[1] / rates[last]:.1%} of the rate that {last} columns reach. Up to about "
+        f"{doubled} columns the whole product takes less than twice as long as with one: they are nearly free."
+    )
+
+
+def tiles_and_waves(lesson: Lesson) -> None:
+    dtype = _dtype(lesson)
+    processors = torch.cuda.get_device_properties(lesson.device).multi_processor_count
+    lesson.section(
+        "Tiles and waves",
+        f"The output is cut into tiles, such as 128 x 256, and each of the {processors} multiprocessors takes one at a time. "
+        "One tile more than a full wave needs a second wave for itself, so the rate falls and climbs like a saw. Sizes "
+        "just below an edge are the cheap ones.",
+    )
+    step = 128
+    sizes = list(range(step, lesson.pick(full=6144, quick=512) + 1, step))
+    rates = {}
+    for m in lesson.progress(sizes, "sizes"):
+        rates[m] = product_rate(lesson, m, 4096, 4096, dtype)
+    falls = {m: rates[m] / rates[m - step] for m in sizes[1:]}
+    edge = min(falls, key=lambda m: falls[m])
+    best = max(rates.values())
+    lesson.check(
+        f"{step} rows are too few tiles to keep every multiprocessor busy",
+        rates[step] < 0.8 * best,
+        f"{rates[step] / best:.0%} of the best rate",
+    )
+    lesson.shows(
+        f"the deepest edge is at {edge:,} rows: the rate falls to {falls[edge]:.0%} of that at {edge - step:,}, although "
+        "there is more work to share."
+    )
+
+    def draw(ax: Any) -> None:
+        ax.plot(sizes, [rates[m] / 1e12 for m in sizes])
+        ax.set(
+            title="Waves: product rate as rows are added",
+            xlabel="m of an m x 4096 by 4096 x 4096 product",
+            ylabel="TFLOP/s",
+            ylim=(0, None),
+        )
+
+    lesson.figure("waves", draw)

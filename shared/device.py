@@ -6,6 +6,7 @@ import platform
 import random
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -78,6 +79,39 @@ def describe(device: torch.device) -> dict[str, object]:
     facts["threads"] = torch.get_num_threads()
     facts["system"] = f"{platform.system()} {platform.machine()}"
     return facts
+
+
+def leave_crowded_cores() -> str | None:
+    """Goes on with one thread where other programs keep PyTorch's threads from running; says so, or returns None.
+
+    A parallel loop ends when its last thread does. Where that one waits for a core, the others spin until the
+    operating system takes theirs away too, so a microsecond of work takes 8 ms (measured with two busy neighbours on
+    two cores) and every figure would be about the neighbours.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return None
+    x = torch.zeros(100_000)  # large enough to be divided, small enough to take microseconds
+
+    def best_of_three_s() -> float:
+        times = []
+        for _ in range(4):  # the first one starts the threads
+            start = time.perf_counter()
+            for _ in range(5):
+                x.add_(1.0)
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+    together_s = best_of_three_s()
+    torch.set_num_threads(1)
+    alone_s = best_of_three_s()
+    if together_s > 5 * alone_s:
+        return (
+            f"Other programs keep the cores busy: {threads} threads are {together_s / alone_s:.0f} times slower than one "
+            "here, so this run goes on with 1 thread. Stop them for the machine's full speed."
+        )
+    torch.set_num_threads(threads)
+    return None
 
 
 def seed_everything(seed: int) -> None:

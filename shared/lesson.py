@@ -9,6 +9,7 @@ Exit codes: 0, ran and all checks hold; 1, a check failed; 2, cannot run here, w
 The record appears at the end, whole, as results/NAME/result.json with the figures beside it.
 """
 
+import ast
 import importlib.util
 import json
 import math
@@ -44,8 +45,8 @@ T = TypeVar("T")
 class Lesson:
     """One run of one script: it takes the options, speaks to the learner, collects evidence and writes the record.
 
-    `script` is the script's `__file__`, whose docstring's first line becomes the help text. `add_options` may add
-    options of the script's own to the parser; they are then in `options`.
+    `script` is the script's `__file__`. `title` heads its help; by default the first line of its docstring does.
+    `add_options` may add options of the script's own to the parser; they are then in `options`.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class Lesson:
     ) -> None:
         path = Path(script).resolve()
         self.name, self.project = path.stem, path.parents[1]
-        self.options = parse_options(self.name, title, add_options, argv)
+        self.options = parse_options(self.name, title or _question(path), add_options, argv)
         self.quick: bool = self.options.quick
         self.exit_code = 0
+        self.folder = self._choose_folder()
         self.terminal = Terminal(silent=self.options.json)
+        self._saved = False
         self._section = ""
         self._checks: list[Record] = []
         self.measurements: list[Record] = []
@@ -73,19 +76,22 @@ class Lesson:
 
     def __enter__(self) -> Self:
         try:
-            self.device = devices.pick_device(self.options.device)
-            self.folder = self._choose_folder()
-            make_writable(self.folder)
-            self._held.enter_context(only_one_run(self.folder))
-        except CannotRun as problem:
-            print(f"{self.name}: {problem}", file=sys.stderr)
-            raise SystemExit(2) from None
+            self._begin()
+        except BaseException as error:
+            if self.__exit__(type(error), error, error.__traceback__):
+                raise SystemExit(self.exit_code) from None
+            raise
+        return self
+
+    def _begin(self) -> None:
+        self.device = devices.pick_device(self.options.device)
+        make_writable(self.folder)
+        self._held.enter_context(only_one_run(self.folder))
         self._started, self._start_s = datetime.now(UTC), time.perf_counter()
         devices.seed_everything(self.options.seed)
         self._facts = devices.describe(self.device)
         self._versions = _versions()
         self._first_lines()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -101,26 +107,31 @@ class Lesson:
 
     def _finish(self) -> None:
         record = self._record()
+        text = json.dumps(record, indent=1, allow_nan=False, default=str)  # default: what a script's own options hold
         for file_name, png in self._figures.items():
             write_atomically(self.folder / file_name, png)
-        write_atomically(self.folder / "result.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+        write_atomically(self.folder / "result.json", f"{text}\n".encode())
+        self._saved = True
         self.exit_code = 0 if all(check["holds"] for check in self._checks) else 1
         self._last_lines(record)
         if self.options.json:
-            print(json.dumps(record, allow_nan=False), flush=True)
+            print(json.dumps(record, allow_nan=False, default=str), flush=True)
 
     def _stop(self, error: BaseException) -> bool:
         """One line for what a user can cause; anything else is a mistake of ours and keeps its stack trace."""
         kept = self.folder / "result.json"
-        state = f"{_shown(kept)} is unchanged" if kept.exists() else "no record was written"
+        state = f"{_shown(kept)} is {'written' if self._saved else 'unchanged'}"
+        if not kept.exists():
+            state = "no record was written"
         if isinstance(error, KeyboardInterrupt):
-            self.exit_code, line = 130, f"interrupted in section {self._section!r}; {state}"
+            place = f" in section {self._section!r}" if self._section else ""
+            self.exit_code, line = 130, f"interrupted{place}; {state}"
         elif isinstance(error, BrokenPipeError):  # the reader, such as `head`, has what it wanted
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its exit
             self.exit_code, line = 130, f"the reader of this output is gone; {state}"
-        elif isinstance(error, torch.OutOfMemoryError):
-            sentence = str(error).split(". ")[0]
-            self.exit_code, line = 2, f"{sentence}; try --quick, or close what else uses the device ({state})"
+        elif _is_out_of_memory(error):
+            asked = ". ".join(" ".join(str(error).split()).split(". ")[:3]) or "out of memory"
+            self.exit_code, line = 2, f"{asked}; try --quick, or close what else uses the device ({state})"
         elif isinstance(error, CannotRun):
             self.exit_code, line = 2, f"{error} ({state})"
         else:
@@ -152,6 +163,9 @@ class Lesson:
             self.note(f"Without {', '.join(missing)}: plain text, no pictures or fewer readings. To have them: "
                       "pip install -r requirements.txt")  # fmt: skip
 
+        if self.device.type == "cpu" and (stall := devices.leave_crowded_cores()):
+            self.note(stall)
+
     def _last_lines(self, record: Record) -> None:
         say = self.terminal
         failed = [check for check in self._checks if not check["holds"]]
@@ -163,7 +177,7 @@ class Lesson:
         if self._figures:
             say.paragraph(f"Pictures: {', '.join(self._figures)}, beside it", "  ", "")
         if self.folder.name == "quick":
-            say.line("The full-size record was kept; this quick run is beside it.")
+            say.paragraph("The full-size record was kept; this quick run is beside it.")
         questions = [question for question in load_questions(self.project) if question.script == self.name]
         if questions:
             say.rule("Practice")
@@ -173,12 +187,11 @@ class Lesson:
                     f"{stars} {question.kind}, {question.minutes} min. {question.text}", "     ", f"{question.id}  "
                 )
             number = self.project.name.split("_")[1]
-            say.line(
+            say.paragraph(
                 f"Answer in {_shown(self.project / 'practice')}; check yourself with: python lab.py practice {number}"
             )
 
     def _record(self) -> Record:
-        options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(self.options).items()}
         return {
             "script": self.name,
             "project": self.project.name,
@@ -186,7 +199,7 @@ class Lesson:
             "seconds": round(time.perf_counter() - self._start_s, 2),
             "quick": self.quick,
             "seed": self.options.seed,
-            "options": options,
+            "options": vars(self.options),
             "device": self._facts,
             "versions": self._versions,
             "checks": self._checks,
@@ -205,15 +218,15 @@ class Lesson:
 
     def text(self, text: str) -> None:
         """A paragraph between two tables or pictures."""
-        self.terminal.line()
+        self.terminal.blank()
         self.terminal.paragraph(text)
 
     def drawing(self, text: str) -> None:
         """Lines printed as they stand, indented: a drawing in characters, a code sample, an error message."""
-        self.terminal.line()
+        self.terminal.blank()
         for line in text.splitlines():
             self.terminal.line(f"    {line}".rstrip())
-        self.terminal.line()
+        self.terminal.blank()
 
     def table(self, rows: Sequence[Row], best: int | None = None) -> None:
         """Rows of heading → value; the row numbered `best` is marked."""
@@ -257,8 +270,9 @@ class Lesson:
 
         `timing` gives the spread: its percentiles, scaled as `value` is to its median.
         """
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: {value} cannot be recorded")
+        value = value if isinstance(value, int) else float(value)  # a tensor or a NumPy number becomes one of JSON's
+        if not all(math.isfinite(number) for number in [value, *params.values()] if isinstance(number, float)):
+            raise ValueError(f"{name}: {value} with {params} cannot be recorded")
         spread = None
         if timing is not None:
             # A rate falls when the time grows, so its 20th percentile comes from the slow end.
@@ -286,6 +300,13 @@ class Lesson:
         self._figures[f"{name}.png"] = draw_png(draw, origin, rows, columns)
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has an exception of its own; the CPU's allocator and MPS raise a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and ("out of memory" in str(error) or "DefaultCPUAllocator" in str(error))
+
+
 def _unit_scale(unit: str, base: str) -> float:
     """How many `base` units one `unit` is: 1e12 for "TFLOP/s" over "FLOP/s"."""
     prefixes = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -293,6 +314,13 @@ def _unit_scale(unit: str, base: str) -> float:
     if not unit.endswith(base) or prefix not in prefixes:
         raise ValueError(f"a limit in {base} does not bound a value in {unit}")
     return prefixes[prefix]
+
+
+def _question(script: Path) -> str:
+    """The first line of the script's docstring."""
+    with suppress(OSError):  # a notebook has no file
+        return (ast.get_docstring(ast.parse(script.read_bytes())) or "").partition("\n")[0]
+    return ""
 
 
 def _versions() -> dict[str, str | None]:

@@ -3,7 +3,7 @@
 import os
 
 from shared.device import describe
-from shared.hardware import describe_gpu, link_bandwidth, matmul_peak, memory_bandwidth
+from shared.hardware import Limit, describe_gpu, link_bandwidth, matmul_peak, memory_bandwidth
 from shared.lesson import Lesson
 from shared.units import rate_text, significant
 
@@ -29,7 +29,7 @@ def show_device_card(lesson: Lesson) -> None:
         "name; on a CPU they are measured. Every result below stands beside one of them.",
     )
     facts = describe_gpu(lesson.device) if lesson.device.type == "cuda" else describe(lesson.device)
-    lesson.table([{"": label(key), "here": _text(value)} for key, value in facts.items() if value is not None])
+    lesson.table([{"device": label(key), "here": _text(value)} for key, value in facts.items() if value is not None])
     limits = []
     bandwidth = memory_bandwidth(lesson.device)
     if bandwidth:
@@ -73,6 +73,13 @@ def show_device_card(lesson: Lesson) -> None:
         "operations with it. Most programs do one or two, so they wait for memory; that is why the roofline "
         "at the end matters more than the peak."
     )
+
+
+def raised_to(limit: Limit | None, rate: float, kernel: str) -> Limit | None:
+    """A measured limit is the best that was seen, so a faster `kernel` is the new limit; a data sheet stays as it is."""
+    if limit and limit.kind == "measured" and rate > limit.value:
+        return Limit(rate, limit.unit, f"measured here: {kernel}", "measured")
+    return limit
 
 
 def label(key: str) -> str:

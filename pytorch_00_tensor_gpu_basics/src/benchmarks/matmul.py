@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from pytorch_00_tensor_gpu_basics.src.benchmarks.card import raised_to
 from shared.hardware import matmul_peak
 from shared.lesson import Lesson
-from shared.timing import compare, measure, ratio
+from shared.timing import Timing, compare, measure
 from shared.units import percent, seconds_text
 
 import torch
@@ -138,8 +139,7 @@ def threads_against_one(lesson: Lesson) -> None:
     threads = torch.get_num_threads()
     alone: list[float] = []
     together: list[float] = []
-    rows = []
-    peak = matmul_peak(CPU, torch.float32)
+    bests: list[Timing] = []
     for n in lesson.progress(sizes, "products"):
         product = products(n, CPU)
         timings = compare(
@@ -150,21 +150,26 @@ def threads_against_one(lesson: Lesson) -> None:
         )
         alone.append(timings["one"].median_s)
         together.append(timings["all"].median_s)
-        best = min(timings.values(), key=lambda timing: timing.median_s)
-        rate = lesson.record("product", 2 * n**3 / best.median_s / 1e9, "GFLOP/s", best, peak, n=n)
-        rows.append(
+        bests.append(min(timings.values(), key=lambda timing: timing.median_s))
+    torch.set_num_threads(threads)
+    rates = [2 * n**3 / best.median_s for n, best in zip(sizes, bests, strict=True)]
+    peak = raised_to(matmul_peak(CPU, torch.float32), max(rates), "the best product of this table")
+    for n, best, rate in zip(sizes, bests, rates, strict=True):
+        lesson.record("product", rate / 1e9, "GFLOP/s", best, peak, n=n)
+    lesson.table(
+        [
             {
                 "n": n,
-                "1 thread": seconds_text(alone[-1]),
-                f"{threads} threads": seconds_text(together[-1]),
-                "gain": f"{alone[-1] / together[-1]:.2f}x",
-                "GFLOP/s": rate,
-                "share of the best seen": percent(rate * 1e9 / peak.value if peak else None),
+                "1 thread": seconds_text(one),
+                f"{threads} threads": seconds_text(all_threads),
+                "gain": f"{one / all_threads:.2f}x",
+                "GFLOP/s": rate / 1e9,
+                "share of the limit": percent(rate / peak.value if peak else None),
             }
-        )
-    torch.set_num_threads(threads)
-    rates = [2 * n**3 / min(times) for n, *times in zip(sizes, alone, together, strict=True)]
-    lesson.table(rows, best=rates.index(max(rates)))
+            for n, one, all_threads, rate in zip(sizes, alone, together, rates, strict=True)
+        ],
+        best=rates.index(max(rates)),
+    )
     lesson.check(
         "the largest product runs at a higher rate than the smallest",
         rates[-1] > rates[0],
@@ -247,11 +252,15 @@ def torch_against_numpy(lesson: Lesson) -> None:
             for way, timing in timings.items()
         ]
     )
-    gain = ratio(timings["numpy"], timings["torch, out="])
+    # The best of each: what the library can do, where a median on a busy machine says what the neighbours did.
+    best = {way: min(timing.samples_s) for way, timing in timings.items()}
+    gain = best["numpy"] / min(best["torch, out="], best["torch, a @ b"])
     difference = float(np.abs(out.numpy() - numpy_out).max())
     lesson.check("torch and NumPy give the same product", difference < 1e-5 * n, f"largest difference {difference:.1e}")
-    lesson.check("torch keeps up with NumPy on the CPU", gain.p80 >= 1.0 or gain.median > 0.9, f"{gain}")
+    lesson.check(
+        "torch keeps up with NumPy on the CPU", gain > 0.9, f"{gain:.2f}x, the best of {timings['numpy'].n} each"
+    )
     lesson.shows(
-        f"torch is {gain.median:.2f} times as fast as NumPy at n = {n:,} on this processor, and handing the data over "
+        f"at its best torch is {gain:.2f} times as fast as NumPy at n = {n:,} on this processor, and handing the data over "
         "costs nothing, since both look at the same memory."
     )

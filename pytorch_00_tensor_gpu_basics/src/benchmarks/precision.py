@@ -1,16 +1,19 @@
 """The same product in every number format that the device can multiply, with what each costs in accuracy."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import mul
 from typing import Any
 
+from pytorch_00_tensor_gpu_basics.src.benchmarks.card import raised_to
 from shared.device import synchronize
-from shared.hardware import Limit, matmul_peak
+from shared.hardware import matmul_peak
 from shared.lesson import Lesson
 from shared.timing import measure
-from shared.units import percent, seconds_text
+from shared.units import percent, seconds_text, significant
 
 import torch
 
@@ -74,17 +77,27 @@ def product(form: Format, a: torch.Tensor, b: torch.Tensor) -> Callable[[], torc
     return lambda: torch.mm(a, b, out=out)
 
 
+def exact_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The product of two small matrices with every sum rounded once, at its end (math.fsum): the yardstick for errors."""
+    columns = b.T.tolist()
+    return torch.tensor(
+        [[math.fsum(map(mul, row, column)) for column in columns] for row in a.tolist()], dtype=torch.float64
+    )
+
+
 def relative_error(form: Format, device: torch.device) -> float:
-    """Norm of (product - exact product) over the norm of the exact one, on numbers drawn in float32."""
-    a, b = operands(Format("float32", torch.float32, 0), 256, 256, 256, device)
+    """Norm of (product - exact product) over the norm of the exact one, rounding of the inputs included."""
+    n = 64
+    a, b = operands(form, n, n, n, device)
     if form.dtype == torch.int8:
-        a, b = operands(form, 256, 256, 256, device)
-        exact = a.cpu().long() @ b.cpu().long()
-        return (product(form, a, b)().cpu().long() - exact).double().norm().item()
-    exact = a.cpu().double() @ b.cpu().double()
+        drawn_a, drawn_b = a.cpu().double(), b.cpu().double()
+    else:  # draw in float64, then round to the format as operands() does
+        drawn_a, drawn_b = (torch.randn(n, n, dtype=torch.float64) for _ in range(2))
+        a.copy_(drawn_a)
+        b.copy_(drawn_b)
+    exact = exact_product(drawn_a, drawn_b)
     with tf32_products(form.tf32):
-        b = b.to(form.dtype) if form.dtype != torch.float8_e4m3fn else b.t().contiguous().to(form.dtype).t()
-        got = product(form, a.to(form.dtype), b)().cpu().double()
+        got = product(form, a, b)().cpu().double()
     return ((got - exact).norm() / exact.norm()).item()
 
 
@@ -92,30 +105,31 @@ def measure_precisions(lesson: Lesson) -> None:
     lesson.section(
         "The price of precision",
         "One product in every format. Fewer bits mean fewer transistors for a multiplier and fewer bytes to move, so each "
-        "halving should double the speed where the chip has units for it. The error beside the speed is what you pay.",
+        "halving should double the speed where the chip has units for it. The error beside the speed is what you pay; it "
+        "is relative to a product whose every sum is rounded once.",
     )
-    rows, best_rates = [], {}
+    rows: list[dict[str, object]] = []
+    best_rates, errors = {}, {}
     for form in lesson.progress(FORMATS, "formats"):
+        if form.tf32 and not has_tf32(lesson.device):
+            lesson.skip("TF32 products.", "an NVIDIA GPU of compute capability 8.0 or newer")
+            continue
         try:
-            error = relative_error(form, lesson.device)
+            errors[form.name] = relative_error(form, lesson.device)
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as problem:
             reason = " ".join(str(problem).split())[:90]
             lesson.skip(f"{form.name} products.", f"another device: this one says {reason!r}")
             continue
-        if form.tf32 and not has_tf32(lesson.device):
-            lesson.skip("TF32 products.", "an NVIDIA GPU of compute capability 8.0 or newer")
-            continue
         with tf32_products(form.tf32):
-            best_rates[form.name] = measure_format(lesson, form, error, rows)
+            best_rates[form.name] = measure_format(lesson, form, errors[form.name], rows)
     lesson.table(rows)
-    for form in FORMATS:
-        if form.name in best_rates:
-            error = next(row["error"] for row in rows if row["format"] == form.name)
-            lesson.check(
-                f"{form.name}: the error is what the format explains",
-                float(str(error)) <= form.error_bound,
-                f"{error} of at most {form.error_bound:.0e}",
-            )
+    bounds = {form.name: form.error_bound for form in FORMATS}
+    worst = max(errors, key=lambda name: errors[name] / max(bounds[name], 1e-300) if errors[name] else 0.0)
+    lesson.check(
+        "every format is as accurate as its bits promise, and no worse",
+        all(error <= bounds[name] for name, error in errors.items()),
+        f"closest to its bound: {worst}, {errors[worst]:.1e} of {bounds[worst]:.0e}",
+    )
     draw_formats(lesson, best_rates)
     fastest = max(best_rates, key=lambda name: best_rates[name])
     gain = best_rates[fastest] / best_rates["float32"]
@@ -133,8 +147,9 @@ def has_tf32(device: torch.device) -> bool:
 
 def measure_format(lesson: Lesson, form: Format, error: float, rows: list[dict[str, object]]) -> float:
     """Adds this format's rows for all shapes; returns its best rate in operations a second."""
-    unit = "TOP/s" if form.dtype == torch.int8 else "TFLOP/s"
     limit = matmul_peak(lesson.device, form.dtype, tf32=form.tf32)
+    unit = "OP/s" if form.dtype == torch.int8 else "FLOP/s"
+    scale, prefix = (1e9, "G") if lesson.device.type == "cpu" else (1e12, "T")
     best = 0.0
     for m, k, n in shapes_for(lesson, form):
         if form.dtype in (torch.int8, torch.float8_e4m3fn) and m <= 16:
@@ -143,16 +158,17 @@ def measure_format(lesson: Lesson, form: Format, error: float, rows: list[dict[s
         timing = measure(product(form, a, b), lesson.device, budget_s=lesson.pick(full=0.15, cpu=0.3, quick=0.03))
         rate = 2 * m * k * n / timing.median_s
         best = max(best, rate)
-        if limit and limit.kind == "measured" and rate > limit.value:  # then this product is the best one seen
-            limit = Limit(rate, limit.unit, f"measured here: this {form.name} product", "measured")
-        lesson.record("product", rate / 1e12, unit, timing, limit, format=form.name, m=m, k=k, n=n, error=error)
+        limit = raised_to(limit, rate, f"this {form.name} product")
+        lesson.record(
+            "product", rate / scale, prefix + unit, timing, limit, format=form.name, m=m, k=k, n=n, error=error
+        )
         rows.append(
             {
                 "format": form.name,
                 "m x k x n": f"{m} x {k} x {n}",
                 "time": seconds_text(timing.median_s),
-                unit.replace("OP", "[FL]OP").replace("FL[FL]", "[FL]"): rate / 1e12,
-                "limit": limit.value / 1e12 if limit else None,
+                f"{prefix}OP/s": rate / scale,
+                "limit": limit.value / scale if limit else None,
                 "share": percent(rate / limit.value if limit else None),
                 "error": f"{error:.1e}",
             }
@@ -184,17 +200,17 @@ def shapes_for(lesson: Lesson, form: Format) -> tuple[tuple[int, int, int], ...]
 def draw_formats(lesson: Lesson, best_rates: dict[str, float]) -> None:
     def draw(ax: Any) -> None:
         names = list(best_rates)
-        bars = ax.bar(names, [best_rates[name] / 1e12 for name in names], color="#0b5fa5", width=0.6)
-        ax.bar_label(bars, [f"{best_rates[name] / 1e12:.3g}" for name in names], padding=3)
+        ax.set_axisbelow(True)
+        bars = ax.bar(names, [best_rates[name] / 1e9 for name in names], color="#0b5fa5", width=0.6)
+        ax.bar_label(bars, [f"{significant(best_rates[name] / 1e9)}" for name in names], padding=3)
+        peaks = False
         for index, form in enumerate(form for form in FORMATS if form.name in best_rates):
             limit = matmul_peak(lesson.device, form.dtype, tf32=form.tf32)
             if limit and limit.kind != "measured":
-                ax.hlines(limit.value / 1e12, index - 0.4, index + 0.4, color="black", linewidth=2)
-        ax.set(
-            yscale="log",
-            title="Best product in each format; a black line is the data sheet's peak",
-            ylabel="10¹² operations a second",
-        )
+                peaks = True
+                ax.hlines(limit.value / 1e9, index - 0.4, index + 0.4, color="black", linewidth=2)
+        title = "Best product in each format" + ("; the black line is the limit" if peaks else "")
+        ax.set(yscale="log", title=title, ylabel="10⁹ operations a second")
         ax.margins(y=0.15)
 
     lesson.figure("precision", draw)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pytorch_00_tensor_gpu_basics.src.benchmarks.card import raised_to
 from shared.hardware import matmul_peak, memory_bandwidth
 from shared.lesson import Lesson
 from shared.timing import measure
@@ -36,20 +37,16 @@ def draw_roofline(lesson: Lesson) -> None:
         "The roofline of this machine",
         "A kernel that does few operations on each byte can only be as fast as memory delivers (the slope); one that "
         "does many can only be as fast as the multipliers (the flat roof). Where a kernel lies tells you what to "
-        "improve: left of the ridge move fewer bytes, right of it use a faster format.",
+        "improve: left of the ridge move fewer bytes, right of it use a faster format. A roof is a best, so each point is "
+        "the best of its samples too.",
     )
     peak, bandwidth = matmul_peak(lesson.device, dtype), memory_bandwidth(lesson.device)
     points = measure_points(lesson, dtype, size)
     best_rate = max(point.rate for point in points)
     best_bytes = max(point.bytes_moved / point.seconds for point in points)
-    roof = max(peak.value, best_rate) if peak and peak.kind == "measured" else peak.value if peak else best_rate
-    slope = (
-        max(bandwidth.value, best_bytes)
-        if bandwidth and bandwidth.kind == "measured"
-        else bandwidth.value
-        if bandwidth
-        else best_bytes
-    )
+    peak, bandwidth = raised_to(peak, best_rate, "a product"), raised_to(bandwidth, best_bytes, "a kernel")
+    # A device that nobody knows gets the best of this run as its roof.
+    roof, slope = peak.value if peak else best_rate, bandwidth.value if bandwidth else best_bytes
     rows = []
     for point in points:
         attainable = min(roof, slope * point.intensity)
@@ -141,7 +138,7 @@ def measure_points(lesson: Lesson, dtype: torch.dtype, size: int) -> list[Point]
     ]
     points = []
     for name, flops, passes, function in lesson.progress(elementwise, "element-wise"):
-        seconds = measure(function, lesson.device, budget_s=budget_s).median_s
+        seconds = min(measure(function, lesson.device, budget_s=budget_s).samples_s)
         points.append(Point(name, flops * count, passes * size * count, seconds))
     n = lesson.pick(full=8192, cpu=4096, quick=512)
     left = torch.randn(n, n, device=lesson.device).to(dtype)
@@ -151,6 +148,6 @@ def measure_points(lesson: Lesson, dtype: torch.dtype, size: int) -> list[Point]
     ):
         right = torch.randn(n, columns, device=lesson.device).to(dtype)
         target = torch.empty(n, columns, device=lesson.device, dtype=dtype)
-        seconds = measure(lambda: torch.mm(left, right, out=target), lesson.device, budget_s=budget_s).median_s
+        seconds = min(measure(lambda: torch.mm(left, right, out=target), lesson.device, budget_s=budget_s).samples_s)
         points.append(Point(f"product x {columns}", 2 * n * n * columns, size * (n * n + 2 * n * columns), seconds))
     return points

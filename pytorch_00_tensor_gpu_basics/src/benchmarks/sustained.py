@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from pytorch_00_tensor_gpu_basics.src.benchmarks.card import label
 from shared.device import synchronize
 from shared.hardware import matmul_peak
 from shared.lesson import Lesson
@@ -56,13 +57,13 @@ def measure_sustained(lesson: Lesson) -> None:
         ]
     )
     summary = telemetry.summary()
-    readings = [
-        {"reading": key.replace("_", " "), "": value} for key, value in summary.items() if value not in (None, (), "")
-    ]
-    if readings:
-        lesson.table([{"reading": row["reading"], "here": str(row[""])} for row in readings])
-    elif not telemetry.available:
+    readings = {key: value for key, value in summary.items() if isinstance(value, dict) and "median" in value}
+    lesson.table([{"reading": label(key), **value} for key, value in readings.items()])
+    if not telemetry.available:
         lesson.note(f"No clocks or power readings: {telemetry.reason}")
+    if slowed := summary.get("slowed_by"):
+        shares = ", ".join(f"{reason} {percent(summary['throttle_reasons'][reason])} of the time" for reason in slowed)
+        lesson.note(f"The driver held the clock back: {shares}.")
     lesson.check(
         "the run lasted as long as asked",
         duration_s <= ends[-1] < duration_s + 2 + 0.2 * duration_s,

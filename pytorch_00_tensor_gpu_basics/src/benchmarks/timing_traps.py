@@ -98,7 +98,7 @@ def time_first_touch(lesson: Lesson) -> None:
         "torch.empty returns addresses, not memory: the operating system finds a page (4 KiB, or 2 MiB) when it is "
         "first written, and clears it. A benchmark that allocates its output inside the timed region measures that.",
     )
-    count = lesson.pick(full=2**25, quick=2**22)  # 128 MiB: far above what malloc keeps for reuse
+    count = lesson.pick(full=2**25, quick=2**24)  # at least 64 MiB: malloc keeps up to 32 MiB for reuse
 
     def fill_fresh_memory() -> None:
         torch.empty(count).fill_(1.0)

@@ -1,0 +1,104 @@
+"""What holds for the repository as a whole: names, path lines, requirements, and the scripts' contract at their start."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from shared.records import ROOT, projects
+
+import pytest
+
+SCRIPTS = sorted(path for project in projects() for path in (project / "src").glob("*.py"))
+PATH_LINE = "sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's shared/, nothing installed"
+IDS = [path.stem for path in SCRIPTS]
+
+
+def test_there_are_scripts():
+    assert "gpu_benchmarks" in IDS
+    assert "tensor_basics" in IDS
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=IDS)
+def test_script_finds_its_own_checkout(script):
+    assert script.read_text(encoding="utf-8").splitlines().count(PATH_LINE) == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=IDS)
+def test_shared_is_imported_before_torch(script):
+    """shared.device says in one line what to do where torch is missing; torch's own error would be a stack trace."""
+    names = [
+        node.names[0].name if isinstance(node, ast.Import) else node.module or ""
+        for node in ast.parse(script.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    third_party = [name for name in names if name.split(".")[0] in ("torch", "numpy", "matplotlib", "torchvision")]
+    if third_party:
+        lab = next(i for i, name in enumerate(names) if name.split(".")[0] in ("shared", script.parents[1].name))
+        assert lab < names.index(third_party[0])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=IDS)
+def test_docstring_is_short_and_begins_with_the_question(script):
+    text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    assert "?" in text.split("\n\n")[0]
+    assert len(text.splitlines()) <= 25
+    assert f"python src/{script.name}" in text
+
+
+def test_script_names_are_unique_and_shadow_nothing():
+    assert len(set(IDS)) == len(IDS)
+    taken = set(sys.stdlib_module_names) | {name.split(".")[0] for name in packages_of_pyproject()} | {"pynvml"}
+    assert not taken & set(IDS)
+
+
+def packages_of_pyproject() -> set[str]:
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    groups = [requirement for group in table["dependency-groups"].values() for requirement in group]
+    return {normalized(requirement) for requirement in table["project"]["dependencies"] + groups}
+
+
+def normalized(requirement: str) -> str:
+    """A requirement without spaces or quotes, so that two files can be compared."""
+    return re.sub(r"[\s'\"]", "", requirement)
+
+
+@pytest.mark.parametrize("project", projects(), ids=lambda path: path.name)
+def test_requirements_say_what_pyproject_says(project):
+    """`pip install -r` and `uv run` bring the same versions; the base file is named relative to the file that names it."""
+    first, *own = (project / "requirements.txt").read_text(encoding="utf-8").split("\n")
+    assert first == "-r ../requirements-base.txt"
+    base = (ROOT / "requirements-base.txt").read_text(encoding="utf-8").splitlines()
+    asked = {normalized(line) for line in [*base, *own] if line and not line.startswith("#")}
+    assert asked <= packages_of_pyproject()
+
+
+def test_no_file_names_a_package_index():
+    pattern = re.compile(r"--(?:extra-)?index-url|--find-links|tool\.uv\.index|index-url\s*=")
+    files = [ROOT / "pyproject.toml", *ROOT.glob("**/requirements*.txt"), *ROOT.glob(".ci/*")]
+    assert not [str(path) for path in files if ".venv" not in path.parts and pattern.search(path.read_text())]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=IDS)
+def test_script_starts_anywhere_and_imports_silently(script, tmp_path):
+    """From its folder, from the root, isolated (-I: no PYTHONPATH, no current folder) and by path, with nothing installed."""
+    in_process = (
+        "import runpy, sys, threading\n"
+        f"space = runpy.run_path({str(script)!r}, run_name='imported')\n"
+        "assert threading.active_count() == 1, threading.enumerate()\n"
+        "assert callable(space['main'])\n"
+    )
+    quiet = subprocess.run(
+        [sys.executable, "-I", "-c", in_process], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    for folder, name in ((script.parents[1], Path("src") / script.name), (ROOT, script.relative_to(ROOT))):
+        helped = subprocess.run(
+            [sys.executable, str(name), "--help"], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert helped.returncode == 0, helped.stderr
+        assert "--quick" in helped.stdout
+        assert helped.stderr == ""

@@ -20,7 +20,7 @@ import torch
 # m x k times k x n. The long k of the fourth lets one output tile stay in registers for long: the best known shape for
 # bfloat16 on an H100 (stas00/ml-engineering, mamf-finder table). The last is one decoding step of a language model.
 GPU_SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192), (4096, 16384, 4096), (2048, 13312, 2048), (16, 8192, 8192))
-SLOWEST_S = 1.0  # a format that the CPU emulates can be a thousand times slower; it gets a smaller product
+SLOWEST_S = 1.0  # a format that has to be emulated can be a thousand times slower; it gets smaller products
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,15 @@ def tf32_products(allowed: bool) -> Iterator[None]:
 
 
 def operands(form: Format, m: int, k: int, n: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random (m, k) and (k, n) matrices; the second is stored by columns where the hardware insists on it."""
+    """Random (m, k) and (k, n) matrices; the second lies in memory by columns, as the weight of a linear layer does.
+
+    It is the only order that tensor cores take for float8 on Hopper, and the fast one for int8.
+    """
     if form.dtype == torch.int8:
         a, b = (torch.randint(-128, 128, shape, device=device, dtype=torch.int8) for shape in ((m, k), (n, k)))
-        return a, b.t()
-    a, b = (torch.randn(shape, device=device) for shape in ((m, k), (n, k)))
-    if form.dtype == torch.float8_e4m3fn:
-        return a.to(form.dtype), b.to(form.dtype).t()
-    return a.to(form.dtype), b.to(form.dtype).t().contiguous()
+    else:
+        a, b = (torch.randn(shape, device=device).to(form.dtype) for shape in ((m, k), (n, k)))
+    return a, b.t()
 
 
 def product(form: Format, a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -72,7 +73,10 @@ def product(form: Format, a: torch.Tensor, b: torch.Tensor) -> Callable[[], torc
         return lambda: torch._int_mm(a, b)
     if form.dtype == torch.float8_e4m3fn:
         one = torch.ones((), device=a.device)
-        return lambda: torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+        # Sums stay in the tensor cores, as in the forward pass of float8 training: moving them out every few steps costs
+        # Hopper 10 to 20 % (pytorch/ao issue 2377). Ada's peak is one with float32 sums, so there it stays off.
+        fast = a.device.type == "cuda" and torch.cuda.get_device_capability(a.device) >= (9, 0)
+        return lambda: torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=fast)
     out = torch.empty(a.shape[0], b.shape[1], device=a.device, dtype=a.dtype)
     return lambda: torch.mm(a, b, out=out)
 
@@ -152,8 +156,10 @@ def measure_format(lesson: Lesson, form: Format, error: float, rows: list[dict[s
     scale, prefix = (1e9, "G") if lesson.device.type == "cpu" else (1e12, "T")
     best = 0.0
     for m, k, n in shapes_for(lesson, form):
-        if form.dtype in (torch.int8, torch.float8_e4m3fn) and m <= 16:
-            continue  # int8 wants more than 16 rows, float8 multiples of 16
+        if form.dtype == torch.int8 and m <= 16:
+            continue  # torch._int_mm wants more rows
+        if 2 * m * k * n > best * SLOWEST_S / 2 > 0:
+            continue  # emulated, such as float64 and bfloat16 on a T4
         a, b = operands(form, m, k, n, lesson.device)
         timing = measure(product(form, a, b), lesson.device, budget_s=lesson.pick(full=0.15, cpu=0.3, quick=0.03))
         rate = 2 * m * k * n / timing.median_s
@@ -178,9 +184,7 @@ def measure_format(lesson: Lesson, form: Format, error: float, rows: list[dict[s
 
 def shapes_for(lesson: Lesson, form: Format) -> tuple[tuple[int, int, int], ...]:
     if lesson.device.type == "cuda":
-        if lesson.quick:
-            return ((256, 256, 256),)
-        return GPU_SHAPES[:1] if form.dtype == torch.float64 else GPU_SHAPES
+        return ((256, 256, 256),) if lesson.quick else GPU_SHAPES
     # A first small product tells how large a one fits into the time; formats differ by a factor of a thousand here.
     n = 128
     a, b = operands(form, n, n, n, lesson.device)

@@ -36,10 +36,10 @@ def odd_and_even(lesson: Lesson) -> None:
     dtype = _dtype(lesson)
     lesson.section(
         "Round sizes",
-        f"Square {str(dtype).removeprefix('torch.')} products whose sizes differ by less than 2 %. Wide loads and tensor "
+        f"Square {str(dtype).removeprefix('torch.')} products of nearly the same size. Wide loads and tensor "
         "cores take 8 or 16 numbers at a time; rows whose length is no multiple of that start at crooked addresses.",
     )
-    n = lesson.pick(full=4096, cpu=1024, quick=256)
+    n = lesson.pick(full=4096, cpu=1024, quick=512)
     sizes = [n - 1, n - 2, n - 4, n - 8, n - 64, n, n + 1, n + 8]
     rates = {size: product_rate(lesson, size, size, size, dtype) for size in lesson.progress(sizes, "sizes")}
     rows = [
@@ -62,7 +62,7 @@ def odd_and_even(lesson: Lesson) -> None:
     else:
         spread = max(rates.values()) / min(rates.values())
         lesson.check(
-            "sizes within 7 % of each other stay within a factor of 5", spread < 5, f"{spread:.2f}x between them"
+            "sizes this close stay within a factor of 5 of each other", spread < 5, f"{spread:.2f}x between them"
         )
     lesson.shows(
         f"n = {slowest:,} is the slowest of these at {rates[slowest] / rates[n]:.2f} of the rate of n = {n:,}. "
@@ -121,11 +121,11 @@ def tiles_and_waves(lesson: Lesson) -> None:
         "One tile more than a full wave needs a second wave for itself, so the rate falls and climbs like a saw. Sizes "
         "just below an edge are the cheap ones.",
     )
-    step = 128
+    step, width = 128, lesson.pick(full=4096, quick=512)
     sizes = list(range(step, lesson.pick(full=6144, quick=512) + 1, step))
     rates = {}
     for m in lesson.progress(sizes, "sizes"):
-        rates[m] = product_rate(lesson, m, 4096, 4096, dtype)
+        rates[m] = product_rate(lesson, m, width, width, dtype)
     falls = {m: rates[m] / rates[m - step] for m in sizes[1:]}
     edge = min(falls, key=lambda m: falls[m])
     best = max(rates.values())
@@ -143,7 +143,7 @@ def tiles_and_waves(lesson: Lesson) -> None:
         ax.plot(sizes, [rates[m] / 1e12 for m in sizes])
         ax.set(
             title="Waves: product rate as rows are added",
-            xlabel="m of an m x 4096 by 4096 x 4096 product",
+            xlabel=f"m of an m x {width} by {width} x {width} product",
             ylabel="TFLOP/s",
             ylim=(0, None),
         )

@@ -8,7 +8,7 @@ from shared.device import synchronize
 from shared.hardware import matmul_peak
 from shared.lesson import Lesson
 from shared.telemetry import telemetry_for
-from shared.timing import quantile
+from shared.timing import measure, quantile
 from shared.units import percent
 
 import torch
@@ -26,12 +26,11 @@ def measure_sustained(lesson: Lesson) -> None:
     n = lesson.pick(full=8192, cpu=1024, quick=256)
     a, b = (torch.randn(n, n, device=lesson.device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    torch.mm(a, b, out=out)
-    synchronize(lesson.device)
+    one_s = measure(lambda: torch.mm(a, b, out=out), lesson.device, budget_s=0.05).median_s
+    repeats = max(1, min(1000, round(0.05 / one_s)))  # a point about every 50 ms
     ends, rates = [], []
-    repeats = 1
-    start = last = time.perf_counter()
     with telemetry_for(lesson.device) as telemetry:
+        start = last = time.perf_counter()
         while last - start < duration_s:
             for _ in range(repeats):
                 torch.mm(a, b, out=out)
@@ -39,7 +38,6 @@ def measure_sustained(lesson: Lesson) -> None:
             now = time.perf_counter()
             rates.append(repeats * 2 * n**3 / (now - last))
             ends.append(now - start)
-            repeats = max(1, min(1000, round(repeats * 0.05 / (now - last))))  # a point about every 50 ms
             last = now
     tenth = max(1, len(rates) // 10)
     first, settled = quantile(rates[:tenth], 0.5), quantile(rates[-tenth:], 0.5)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from shared.device import synchronize
 from shared.hardware import link_bandwidth
 from shared.lesson import Lesson
 from shared.timing import compare, measure, ratio
@@ -60,8 +59,9 @@ def link_transfers(lesson: Lesson) -> None:
         "GPU to pinned": [],
     }
     for size in lesson.progress(sizes, "copying"):
-        on_gpu = torch.randint(0, 255, (size,), device=lesson.device, dtype=torch.uint8)
-        pageable, pinned = on_gpu.cpu(), on_gpu.cpu().pin_memory()
+        on_gpu = torch.randint(0, 256, (size,), device=lesson.device, dtype=torch.uint8)
+        pageable = on_gpu.cpu()
+        pinned = pageable.pin_memory()
         ways: dict[str, Callable[[], object]] = {
             "pageable to GPU": lambda: on_gpu.copy_(pageable),
             "pinned to GPU": lambda: on_gpu.copy_(pinned, non_blocking=True),
@@ -104,9 +104,10 @@ def link_transfers(lesson: Lesson) -> None:
     lesson.table(fits)
     largest = -1
     gain = seconds["pageable to GPU"][largest] / seconds["pinned to GPU"][largest]
-    lesson.check(
-        "what comes back is what was sent", torch.equal(pinned.cpu(), on_gpu.cpu()), f"{bytes_text(sizes[-1])} compared"
-    )
+    pinned.bitwise_not_()  # something new to send
+    on_gpu.copy_(pinned, non_blocking=True)
+    pageable.copy_(on_gpu)  # in the same stream, so after it; and it waits
+    lesson.check("what comes back is what was sent", torch.equal(pageable, pinned), f"{bytes_text(sizes[-1])} compared")
     if not lesson.quick:
         lesson.check(
             "pinned memory is faster for large copies to the GPU", gain > 1, f"{gain:.2f}x at {bytes_text(sizes[-1])}"
@@ -140,11 +141,11 @@ def overlap_with_compute(lesson: Lesson) -> None:
         "Copies have engines of their own, so a copy on one stream can run beside a product on another. Eight batches are "
         "processed one after the other, then with batch i + 1 sent while batch i is computed.",
     )
-    n, batches = lesson.pick(full=4096, quick=512), 8
-    host = [torch.randn(n, n, dtype=torch.float32).pin_memory() for _ in range(2)]
-    buffers = [torch.empty(n, n, device=lesson.device) for _ in range(2)]
-    weight = torch.randn(n, n, device=lesson.device)
-    out = torch.empty(n, n, device=lesson.device)
+    n, batches, dtype = lesson.pick(full=4096, quick=512), 8, torch.float16
+    host = [torch.randn(n, n).to(dtype).pin_memory() for _ in range(2)]
+    buffers = [torch.empty(n, n, device=lesson.device, dtype=dtype) for _ in range(2)]
+    weight = torch.randn(n, n, device=lesson.device).to(dtype)
+    out = torch.empty_like(weight)
     copy_s = measure(
         lambda: buffers[0].copy_(host[0], non_blocking=True), lesson.device, budget_s=0.05, cold_cache=False
     ).median_s
@@ -170,8 +171,8 @@ def overlap_with_compute(lesson: Lesson) -> None:
         for batch in range(batches):
             slot = batch % 2
             with torch.cuda.stream(copies):
-                if computed[slot]:
-                    copies.wait_event(computed[slot])
+                if event := computed[slot]:
+                    copies.wait_event(event)
                 buffers[slot].copy_(host[slot], non_blocking=True)
                 arrived = copies.record_event()
             main.wait_event(arrived)
@@ -183,12 +184,23 @@ def overlap_with_compute(lesson: Lesson) -> None:
         lesson.device,
         budget_s=lesson.pick(full=1.0, quick=0.2),
     )
-    synchronize(lesson.device)
+    last_products = []
+    for way in (one_after_the_other, overlapped):
+        out.zero_()
+        way()
+        last_products.append(out.clone())
+    apart = (last_products[0] - last_products[1]).abs().max().item()
+    largest = last_products[0].abs().max().item()
     gain = ratio(timings["one after the other"], timings["overlapped"])
-    ideal = (copy_s + repeats * product_s) / max(copy_s, repeats * product_s)
+    # The first batch has nothing to be copied beside, and the last one nothing to be computed beside.
+    compute_s = repeats * product_s
+    ideal = batches * (copy_s + compute_s) / (copy_s + compute_s + (batches - 1) * max(copy_s, compute_s))
     for way, timing in timings.items():
         lesson.record("pipeline", timing.median_s * 1e3, "ms", timing, way=way, batches=batches)
     lesson.table([{"way": way, f"{batches} batches": seconds_text(timing.median_s)} for way, timing in timings.items()])
+    lesson.check(
+        "no batch was computed before it had arrived", apart <= 1e-2 * largest, f"last product: {apart:.1e} apart"
+    )
     if not lesson.quick:
         lesson.check("overlapping beats one after the other", gain.median > 1.05, f"{gain}; at most {ideal:.2f}x")
     lesson.shows(

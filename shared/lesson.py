@@ -17,7 +17,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -89,9 +89,10 @@ class Lesson:
         self._held.enter_context(only_one_run(self.folder))
         self._started, self._start_s = datetime.now(UTC), time.perf_counter()
         devices.seed_everything(self.options.seed)
+        crowded = devices.leave_crowded_cores() if self.device.type == "cpu" else None  # before threads are counted
         self._facts = devices.describe(self.device)
         self._versions = _versions()
-        self._first_lines()
+        self._first_lines(crowded)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -146,7 +147,7 @@ class Lesson:
             return base / "quick"
         return base
 
-    def _first_lines(self) -> None:
+    def _first_lines(self, crowded: str | None) -> None:
         facts = self._facts
         size = f"{facts['threads']} threads" if self.device.type == "cpu" else f"{facts['memory_gib']} GiB"
         cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
@@ -162,9 +163,8 @@ class Lesson:
         if missing:
             self.note(f"Without {', '.join(missing)}: plain text, no pictures or fewer readings. To have them: "
                       "pip install -r requirements.txt")  # fmt: skip
-
-        if self.device.type == "cpu" and (stall := devices.leave_crowded_cores()):
-            self.note(stall)
+        if crowded:
+            self.note(crowded)
 
     def _last_lines(self, record: Record) -> None:
         say = self.terminal
@@ -226,6 +226,14 @@ class Lesson:
         self.terminal.blank()
         for line in text.splitlines():
             self.terminal.line(f"    {line}".rstrip())
+        self.terminal.blank()
+
+    def items(self, items: Mapping[str, object]) -> None:
+        """Labels with a text beside each, wrapped under itself: error messages, long numbers, definitions."""
+        width = max(map(len, items))
+        self.terminal.blank()
+        for label, text in items.items():
+            self.terminal.paragraph(str(text), " " * (width + 5), f"  {label.ljust(width)}   ")
         self.terminal.blank()
 
     def table(self, rows: Sequence[Row], best: int | None = None) -> None:

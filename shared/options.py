@@ -17,6 +17,10 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {message}; --help lists the options", file=sys.stderr)
         raise SystemExit(2)
 
+    def format_help(self) -> str:
+        encoding = sys.stdout.encoding or "ascii"  # a C locale or a Windows pipe may lack a sign of the help
+        return super().format_help().encode(encoding, "replace").decode(encoding)
+
 
 def positive_int(text: str) -> int:
     """The type of an option that counts something."""

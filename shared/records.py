@@ -71,10 +71,12 @@ def only_one_run(folder: Path) -> Iterator[None]:
                 import fcntl
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):  # the second is Windows
             raise CannotRun(
                 f"another run is using {folder}, and two would disturb each other's measurements; wait or use --out DIR"
             ) from None
+        except OSError:  # a network file system without locks; better a run without the guard than none
+            pass
         yield
 
 

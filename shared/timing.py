@@ -10,7 +10,6 @@ flip, so the clocks stay higher; measured with 8192³ bfloat16 products on an H2
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from itertools import repeat
 
 from shared.device import synchronize
@@ -19,7 +18,7 @@ import torch
 
 Function = Callable[[], object]
 
-# More than any GPU's last-level cache (126 MB on a B200); triton.testing.do_bench clears as much.
+# More than any GPU's last-level cache (126 MB on a B200); triton.testing.do_bench overwrites as much.
 FLUSH_BYTES = 256 * 2**20
 # A sample shorter than this measures the clock rather than the work. Waiting for MPS alone costs about 0.2 ms.
 SHORTEST_SAMPLE_S = {"cpu": 50e-6, "mps": 5e-3, "cuda": 0.0}
@@ -77,24 +76,28 @@ def measure(function: Function, device: torch.device, *, budget_s: float = 0.2, 
             hide_launch: bool = False) -> Timing:  # fmt: skip
     """Times `function` on `device` for about `budget_s` seconds, at least 5 samples (3 where one call takes a second).
 
-    `cold_cache`: on cuda, 256 MiB are overwritten before each call, so that its inputs come from memory, as they
-    do in a program that does anything else in between. `hide_launch`: on cuda, the stream is held until the whole
-    call is queued, so that the gaps in which the GPU waits for Python stay out; the call must not synchronise.
+    `cold_cache`: on cuda, 256 MiB of something else are read before each call, so that its inputs come from memory,
+    as they do in a program that does anything else in between. `hide_launch`: on cuda, the stream is held until the
+    whole call is queued, so that the gaps in which the GPU waits for Python stay out; the call must not synchronise.
     """
     clock = _clock(device)
     function()  # compiles and allocates
     synchronize(device)
     hold_s = _enqueue_seconds(function, device) if hide_launch and device.type == "cuda" else 0.0
-    flush = cold_cache and device.type == "cuda"
+    flush = _flush_buffer(device) if cold_cache and device.type == "cuda" else None
+    flush_s = clock(flush.sum, device, 1, None, 0.0)() if flush is not None else 0.0
+
+    def probe_s() -> float:
+        return clock(function, device, calls, None, 0.0)() * calls
 
     calls = 1
-    while (estimate := clock(function, device, calls, False, 0.0)()) * calls < SHORTEST_SAMPLE_S[device.type]:
+    # Twice: a single probe may be long because it is cold or was interrupted, and not because it holds enough work.
+    while (sample_s := max(min(probe_s(), probe_s()), 1e-9)) < SHORTEST_SAMPLE_S[device.type]:
         calls *= 2
-    sample_s = max(estimate * calls, 1e-9)
     for _ in range(min(100, int(0.2 * budget_s / sample_s))):  # caches, clocks, allocator
         function()
     fewest = 3 if sample_s > 1 else 5
-    samples = max(fewest, min(1000, int(budget_s / sample_s)))
+    samples = max(fewest, min(1000, int(budget_s / (sample_s + hold_s + flush_s))))
     results = [clock(function, device, calls, flush, hold_s) for _ in range(samples)]
     synchronize(device)
     return Timing(tuple(result() for result in results), calls, clock.__doc__ or "", torch.get_num_threads())
@@ -113,14 +116,14 @@ def compare(functions: Mapping[str, Function], device: torch.device, *, rounds: 
         function()
         synchronize(device)
         slot_s = budget_s / rounds / len(functions)
-        first = max(clock(function, device, 1, False, 0.0)(), 1e-9)
+        first = max(clock(function, device, 1, None, 0.0)(), 1e-9)
         # The first estimate is cold and so too long for short functions; the second one is good enough.
-        warm = max(clock(function, device, max(1, min(100, int(slot_s / first))), False, 0.0)(), 1e-9)
+        warm = max(clock(function, device, max(1, min(100, int(slot_s / first))), None, 0.0)(), 1e-9)
         calls[name] = max(1, int(slot_s / warm))
     samples: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(rounds):
         for name in list(functions)[:: 1 if turn % 2 == 0 else -1]:
-            samples[name].append(clock(functions[name], device, calls[name], False, 0.0)())
+            samples[name].append(clock(functions[name], device, calls[name], None, 0.0)())
     threads = torch.get_num_threads()
     return {name: Timing(tuple(samples[name]), calls[name], clock.__doc__ or "", threads) for name in functions}
 
@@ -131,12 +134,16 @@ def ratio(slower: Timing, faster: Timing) -> Ratio:
     return Ratio(quantile(ratios, 0.5), quantile(ratios, 0.2), quantile(ratios, 0.8), len(ratios))
 
 
-def _clock(device: torch.device) -> Callable[[Function, torch.device, int, bool, float], Callable[[], float]]:
+# Of the function, its device, calls in a row, a buffer to read before them, and seconds to hold the stream.
+Clock = Callable[[Function, torch.device, int, torch.Tensor | None, float], Callable[[], float]]
+
+
+def _clock(device: torch.device) -> Clock:
     return _events if device.type == "cuda" else _wall_clock
 
 
 def _wall_clock(
-    function: Function, device: torch.device, calls: int, flush: bool, hold_s: float
+    function: Function, device: torch.device, calls: int, flush: torch.Tensor | None, hold_s: float
 ) -> Callable[[], float]:
     """wall clock, device synchronised"""
     synchronize(device)
@@ -148,14 +155,14 @@ def _wall_clock(
     return lambda: elapsed_s / calls
 
 
-def _events(function: Function, device: torch.device, calls: int, flush: bool, hold_s: float) -> Callable[[], float]:
+def _events(
+    function: Function, device: torch.device, calls: int, flush: torch.Tensor | None, hold_s: float
+) -> Callable[[], float]:
     """CUDA events"""
-    if flush:
-        _flush_buffer(device).zero_()
+    if flush is not None:
+        flush.sum()  # not zero_(): lines left to be written back would be written at the expense of the function
     if hold_s:
-        torch.cuda._sleep(
-            int(hold_s * 2e9)
-        )  # in clock cycles; no GPU runs faster than 2 GHz for long, so at least hold_s
+        torch.cuda._sleep(int(hold_s * 3e9))  # in clock cycles; no GPU runs faster than 3 GHz, so at least hold_s
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     for _ in repeat(None, calls):
@@ -169,9 +176,10 @@ def _events(function: Function, device: torch.device, calls: int, flush: bool, h
     return seconds
 
 
-@cache
 def _flush_buffer(device: torch.device) -> torch.Tensor:
-    return torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+    buffer = torch.zeros(FLUSH_BYTES // 4, device=device)
+    buffer.sum()  # the first time loads the kernel
+    return buffer
 
 
 def _enqueue_seconds(function: Function, device: torch.device) -> float:

@@ -7,21 +7,24 @@ def significant(value: float | int | None, digits: int = 3) -> str:
     """`value` with `digits` significant digits, thousands separated; an int in full; None as "unknown"."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "unknown"
-    if isinstance(value, int) or abs(value) >= 10**digits:
-        return f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
     if value == 0:
         return "0"
-    places = digits - 1 - math.floor(math.log10(abs(value)))
+    rounded = float(f"{value:.{digits - 1}e}")  # first, so that 9.996 reads "10.0" and 999.6 "1,000"
+    if abs(rounded) >= 10**digits:
+        return f"{value:,.0f}"
+    places = digits - 1 - math.floor(math.log10(abs(rounded)))
     if places > digits + 3:  # below 0.0001: an exponent is easier to read than a row of zeros
         return f"{value:.{digits - 1}e}"
-    return f"{value:.{places}f}"
+    return f"{rounded:.{places}f}"
 
 
 def percent(share: float | None) -> str:
-    """0.314 as "31 %"; small shares keep a digit, an unknown share says so."""
-    if share is None:
+    """0.314 as "31 %"; small shares keep two digits, an unknown share says so."""
+    if share is None or not math.isfinite(share):
         return "unknown"
-    return f"{100 * share:.1f} %" if 0 < abs(share) < 0.095 else f"{100 * share:.0f} %"
+    return f"{significant(100 * share, 2)} %" if 0 < abs(share) < 0.095 else f"{100 * share:.0f} %"
 
 
 def _scaled(value: float, steps: list[tuple[float, str]]) -> str:

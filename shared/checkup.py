@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from shared.cures import cure_for
 from shared.machine import Facts, TorchFacts
 from shared.units import bytes_text, significant
 
@@ -23,105 +24,6 @@ MEMORY_BYTES = 2 * 2**30  # a full-size script on the CPU
 # float32 sums of 384 products differ in the sixth digit, TF32 in the third; a broken GPU differs in the first.
 PRODUCT_TOLERANCE = 1e-2
 
-# What to do, by system; the names in braces are filled in by `_cure`.
-CURES: dict[str, dict[str, str]] = {
-    "newer Python": {
-        "linux": "uv venv --python 3.13",
-        "darwin": "brew install python@3.13",
-        "win32": "winget install Python.Python.3.13",
-    },
-    "Apple silicon": {
-        "any": "on Apple silicon, use an arm64 Python (brew install python@3.13); on an Intel Mac, rent a Linux machine"
-    },
-    "install": {"any": "{install} --upgrade -r {requirements}"},
-    "reinstall": {
-        "linux": "{reinstall} -r {requirements}",
-        "darwin": "{reinstall} -r {requirements}",
-        "win32": "winget install Microsoft.VCRedist.2015+.x64; where that is there: {reinstall} -r {requirements}",
-    },
-    "same source": {"any": "{reinstall} torch torchvision, both in one command"},
-    # Both packages own files of the module pynvml, so that removing one breaks the other.
-    "pynvml": {
-        "any": "{uninstall} pynvml, and after it {reinstall} nvidia-ml-py (both own files of the module pynvml)"
-    },
-    "show the GPU": {
-        "linux": "unset CUDA_VISIBLE_DEVICES",
-        "darwin": "unset CUDA_VISIBLE_DEVICES",
-        "win32": "Remove-Item Env:CUDA_VISIBLE_DEVICES",
-    },
-    "compiler": {
-        "linux": "sudo apt-get install g++",
-        "darwin": "xcode-select --install",
-        "win32": "winget install Microsoft.VisualStudio.2022.BuildTools, choose C++ in it, and start Python from its "
-        "x64 Native Tools prompt",
-    },
-    "use clang": {"any": "export CXX=clang++"},
-    "headers": {
-        "linux": "sudo apt-get install python{python}-dev",
-        "darwin": "brew reinstall python@{python}",
-        "win32": "winget install --force Python.Python.{python}",
-    },
-    "disk": {
-        "linux": "{clean}; `du -xh --max-depth=2 ~ | sort -h` shows what is large",
-        "darwin": "{clean}; System Settings > General > Storage shows what is large",
-        "win32": "{clean}; cleanmgr frees more",
-    },
-    "memory": {
-        "linux": "`ps aux --sort=-rss | head` shows what takes it; or run the scripts with --quick",
-        "darwin": "Activity Monitor shows what takes it; or run the scripts with --quick",
-        "win32": "the Task Manager shows what takes it; or run the scripts with --quick",
-    },
-    "datasets": {
-        "linux": 'export LAB_DATA="$HOME/lab-data"',
-        "darwin": 'export LAB_DATA="$HOME/lab-data"',
-        "win32": '$env:LAB_DATA = "$HOME\\lab-data"',
-    },
-    "results": {
-        "linux": 'sudo chown -R "$USER" . in the lab\'s folder, or run with --out DIR',
-        "darwin": 'sudo chown -R "$USER" . in the lab\'s folder, or run with --out DIR',
-        "win32": "move the lab to a folder of your own, such as Documents, or run with --out DIR",
-    },
-    "signs": {
-        "linux": "export LC_ALL=C.UTF-8",
-        "darwin": "export LC_ALL=en_US.UTF-8",
-        "win32": "$env:PYTHONUTF8 = 1",
-    },
-    "driver": {
-        "linux": "sudo apt-get install nvidia-driver-{driver} (Ubuntu; on a rented machine, choose a newer image); or a "
-        "torch built for an older CUDA: {choose}",
-        "wsl": "install the newest driver from nvidia.com/drivers in Windows, and none inside WSL",
-        "win32": "install the newest driver from nvidia.com/drivers; or a torch built for an older CUDA: {choose}",
-    },
-    "CUDA build": {"linux": "{reinstall} torch torchvision", "win32": "{choose}"},
-    "other build": {"any": "{choose}"},
-    "no GPU": {
-        "linux": "if there is an NVIDIA GPU: sudo ubuntu-drivers install; in a container: docker run --gpus all",
-        "wsl": "if there is an NVIDIA GPU: install the driver from nvidia.com/drivers in Windows, and none inside WSL",
-        "darwin": "with macOS 14 or newer and an arm64 Python, torch computes on Apple's GPU through MPS",
-        "win32": "if there is an NVIDIA GPU: install the driver from nvidia.com/drivers",
-    },
-    "MIG": {"any": "sudo nvidia-smi -mig 0; or make a slice: sudo nvidia-smi mig -cgi 0 -C"},
-    "wake the GPU": {
-        "linux": "sudo modprobe -r nvidia_uvm && sudo modprobe nvidia_uvm; or restart the machine",
-        "win32": "restart the machine, then install the driver again",
-    },
-    "free the GPU": {
-        "linux": "nvidia-smi lists the processes that use it; end yours with: kill PID",
-        "darwin": "close other programs",
-        "win32": "nvidia-smi lists the processes that use it; close yours",
-    },
-    "GPU fails": {
-        "linux": "sudo dmesg | grep -i -e nvrm -e xid shows the driver's reason; restart the machine",
-        "darwin": "update macOS and torch",
-        "win32": "restart the machine, then install the driver again",
-    },
-    "GPU is wrong": {
-        "linux": "nvidia-smi -q -d ECC shows memory errors; use another GPU",
-        "darwin": "update macOS and torch",
-        "win32": "nvidia-smi -q -d ECC shows memory errors; use another GPU",
-    },
-}
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -134,27 +36,6 @@ class Finding:
 
 
 Check = Callable[[Facts], Finding | None]
-
-
-def _cure(key: str, facts: Facts, driver: int = 0) -> str:
-    by_system = CURES[key]
-    system = "wsl" if facts.is_wsl and "wsl" in by_system else facts.system
-    text = by_system.get(system) or by_system.get("any") or by_system["linux"]
-    uses_uv = facts.installer == "uv pip"
-    return text.format(
-        install=f"{facts.installer} install",
-        reinstall=f"{facts.installer} install {'--reinstall' if uses_uv else '--force-reinstall'}",
-        uninstall=f"{facts.installer} uninstall{'' if uses_uv else ' -y'}",
-        choose=(
-            "uv pip install --reinstall --torch-backend auto torch torchvision"
-            if uses_uv
-            else "choose your system and CUDA at https://pytorch.org/get-started and run the command that it shows"
-        ),
-        clean="uv cache clean" if uses_uv else "python -m pip cache purge",
-        requirements=facts.requirements,
-        python="{}.{}".format(*facts.python),
-        driver=driver,
-    )
 
 
 def _fine(name: str, text: str) -> Finding:
@@ -190,7 +71,7 @@ def check_python(facts: Facts) -> Finding:
     if OLDEST_PYTHON <= facts.python[:2] <= NEWEST_PYTHON:
         return _fine("Python", f"Python {version}")
     text = f"Python {version}; the lab is made for 3.11 to 3.14"
-    return Finding("Python", "problem", text, _cure("newer Python", facts))
+    return Finding("Python", "problem", text, cure_for("newer Python", facts))
 
 
 def check_torch_version(facts: Facts) -> Finding:
@@ -199,8 +80,8 @@ def check_torch_version(facts: Facts) -> Finding:
         text = f"torch {version}; the lab needs 2.11 or newer" if version else "PyTorch is not installed here"
         if facts.system == "darwin" and facts.processor == "x86_64":
             text += ", and since 2.3 it is made for Apple silicon only"
-            return Finding("torch", "problem", text, _cure("Apple silicon", facts))
-        return Finding("torch", "problem", text, _cure("install", facts))
+            return Finding("torch", "problem", text, cure_for("Apple silicon", facts))
+        return Finding("torch", "problem", text, cure_for("install", facts))
     if _numbers(version) > NEWEST_TORCH:
         return Finding("torch", "notice", f"torch {version} is newer than the lab's tests, which end with 2.15")
     return _fine("torch", f"torch {version}")
@@ -210,10 +91,10 @@ def check_torchvision_version(facts: Facts) -> Finding | None:
     if "torch" not in facts.packages:
         return None
     if "torchvision" not in facts.packages:
-        return Finding("torchvision", "problem", "torchvision is not installed", _cure("install", facts))
+        return Finding("torchvision", "problem", "torchvision is not installed", cure_for("install", facts))
     pair = f"torchvision {facts.packages['torchvision']} beside torch {facts.packages['torch']}"
     if facts.torchvision_fits is False:
-        return Finding("torchvision", "problem", f"{pair} do not belong together", _cure("install", facts))
+        return Finding("torchvision", "problem", f"{pair} do not belong together", cure_for("install", facts))
     return _fine("torchvision", pair)
 
 
@@ -222,16 +103,16 @@ def check_pynvml(facts: Facts) -> Finding | None:
     if "pynvml" not in facts.packages:
         return None
     text = "the abandoned package pynvml is installed, which makes torch warn at every import"
-    return Finding("pynvml", "problem", text, _cure("pynvml", facts))
+    return Finding("pynvml", "problem", text, cure_for("pynvml", facts))
 
 
 def check_compiler(facts: Facts) -> Finding:
     if not facts.compiler_found:
         text = f"torch.compile calls {facts.compiler}, which is not here"
-        return Finding("compiler", "problem", text, _cure("use clang" if facts.has_clang else "compiler", facts))
+        return Finding("compiler", "problem", text, cure_for("use clang" if facts.has_clang else "compiler", facts))
     if not facts.has_python_headers:
         text = "Python.h is not here, which torch.compile needs beside a compiler"
-        return Finding("compiler", "problem", text, _cure("headers", facts))
+        return Finding("compiler", "problem", text, cure_for("headers", facts))
     return _fine("compiler", f"{facts.compiler} for torch.compile")
 
 
@@ -242,35 +123,35 @@ def check_disk(facts: Facts) -> Finding:
     if facts.disk_free_bytes >= needed:
         return _fine("disk", free)
     what = "runs may take" if is_installed else "an installation takes"
-    return Finding("disk", "problem", f"{free}; {what} {needed // 10**9} GB", _cure("disk", facts))
+    return Finding("disk", "problem", f"{free}; {what} {needed // 10**9} GB", cure_for("disk", facts))
 
 
 def check_data_folder(facts: Facts) -> Finding:
     if not facts.data_error:
         return _fine("datasets", f"datasets are kept in {facts.data_folder}")
     text = f"cannot write to {facts.data_folder}: {facts.data_error}"
-    return Finding("datasets", "problem", text, _cure("datasets", facts))
+    return Finding("datasets", "problem", text, cure_for("datasets", facts))
 
 
 def check_results_folders(facts: Facts) -> Finding:
     if not facts.results_errors:
         return _fine("results", "results can be written")
     folder, error = next(iter(facts.results_errors.items()))
-    return Finding("results", "problem", f"cannot write to {folder}: {error}", _cure("results", facts))
+    return Finding("results", "problem", f"cannot write to {folder}: {error}", cure_for("results", facts))
 
 
 def check_terminal(facts: Facts) -> Finding:
     if facts.can_print_signs:
         return _fine("terminal", f"the output can have ✓ and ─ ({facts.encoding})")
     text = f"the output is {facts.encoding}, so plain signs replace the lab's"
-    return Finding("terminal", "notice", text, _cure("signs", facts))
+    return Finding("terminal", "notice", text, cure_for("signs", facts))
 
 
 def check_visible_devices(facts: Facts) -> Finding | None:
     if not facts.driver or not _is_hidden(facts):
         return None
     text = f"CUDA_VISIBLE_DEVICES is {facts.visible_devices!r}, which hides every GPU from torch"
-    return Finding("visible devices", "problem", text, _cure("show the GPU", facts))
+    return Finding("visible devices", "problem", text, cure_for("show the GPU", facts))
 
 
 def check_torch_import(facts: Facts) -> Finding | None:
@@ -278,7 +159,7 @@ def check_torch_import(facts: Facts) -> Finding | None:
         return None
     if facts.torch.error:
         text = f"torch cannot be imported: {facts.torch.error}"
-        return Finding("import", "problem", text, _cure("reinstall", facts))
+        return Finding("import", "problem", text, cure_for("reinstall", facts))
     cuda, hip = facts.torch.cuda, facts.torch.hip
     build = f"for CUDA {cuda}" if cuda else f"for ROCm {hip}" if hip else "without CUDA"
     return _fine("import", f"torch imports; it is built {build}")
@@ -292,7 +173,7 @@ def check_driver(facts: Facts) -> Finding | None:
         return _fine("driver", f"NVIDIA driver {facts.driver} serves a torch built for CUDA {torch.cuda}")
     oldest = OLDEST_DRIVER[_numbers(torch.cuda)[0]]
     text = f"NVIDIA driver {facts.driver} is too old: a torch built for CUDA {torch.cuda} needs {oldest} or newer"
-    return Finding("driver", "problem", text, _cure("driver", facts, driver=oldest))
+    return Finding("driver", "problem", text, cure_for("driver", facts, driver=oldest))
 
 
 def check_gpu(facts: Facts) -> Finding | None:
@@ -304,21 +185,21 @@ def check_gpu(facts: Facts) -> Finding | None:
         more = f" and {torch.device_count - 1} more" if torch.device_count > 1 else ""
         return _fine("GPU", f"torch sees {torch.device_name}{more} ({torch.device})")
     if not facts.driver:
-        return Finding("GPU", "notice", "no GPU; the lab runs on the CPU with smaller sizes", _cure("no GPU", facts))
+        return Finding("GPU", "notice", "no GPU; the lab runs on the CPU with smaller sizes", cure_for("no GPU", facts))
     card = facts.gpus[0] if facts.gpus else "a GPU"
     if not torch.cuda:
         text = f"the driver has {card}, but this torch is built without CUDA"
-        return Finding("GPU", "problem", text, _cure("CUDA build", facts))
+        return Finding("GPU", "problem", text, cure_for("CUDA build", facts))
     if _is_driver_too_old(facts) or _is_hidden(facts):
         return None  # said by another check
     if facts.has_empty_mig:
         text = f"{card} is in MIG mode and has no slice, so CUDA finds nothing to use"
-        return Finding("GPU", "problem", text, _cure("MIG", facts))
+        return Finding("GPU", "problem", text, cure_for("MIG", facts))
     if facts.visible_devices is not None:
         text = f"the driver has {card}; torch finds no GPU with CUDA_VISIBLE_DEVICES={facts.visible_devices}"
-        return Finding("GPU", "problem", text, _cure("show the GPU", facts))
+        return Finding("GPU", "problem", text, cure_for("show the GPU", facts))
     text = f"the driver has {card}, but torch cannot use it: {torch.reason or 'it gives no reason'}"
-    return Finding("GPU", "problem", text, _cure("wake the GPU", facts))
+    return Finding("GPU", "problem", text, cure_for("wake the GPU", facts))
 
 
 def check_computing(facts: Facts) -> Finding | None:
@@ -330,11 +211,11 @@ def check_computing(facts: Facts) -> Finding | None:
         problem = torch.device_error.lower()
         key = "other build" if "no kernel image" in problem else "free the GPU" if "memory" in problem else "GPU fails"
         text = f"{torch.device_name or torch.device} does not compute: {torch.device_error}"
-        return Finding("computing", "problem", text, _cure(key, facts))
+        return Finding("computing", "problem", text, cure_for(key, facts))
     error = torch.product_error
     if error is None or not error <= PRODUCT_TOLERANCE:  # so that not-a-number is wrong too
         text = f"{torch.device_name} computes wrongly: a product is off by {significant(error)} of its largest entry"
-        return Finding("computing", "problem", text, _cure("GPU is wrong", facts))
+        return Finding("computing", "problem", text, cure_for("GPU is wrong", facts))
     return _fine("computing", f"a product on {torch.device_name} equals the CPU's (off by {error:.0e})")
 
 
@@ -346,7 +227,7 @@ def check_torchvision_import(facts: Facts) -> Finding | None:
         why = "its compiled part was made for another build of torch (operator torchvision::nms does not exist)"
     else:
         why = torch.torchvision_error
-    return Finding("torchvision", "problem", f"torchvision cannot be imported: {why}", _cure("same source", facts))
+    return Finding("torchvision", "problem", f"torchvision cannot be imported: {why}", cure_for("same source", facts))
 
 
 def check_memory(facts: Facts) -> Finding | None:
@@ -360,7 +241,7 @@ def check_memory(facts: Facts) -> Finding | None:
     if free >= MEMORY_BYTES:
         return _fine("memory", text)
     text += f"; a full-size script takes up to {bytes_text(MEMORY_BYTES)}"
-    return Finding("memory", "problem", text, _cure("memory", facts))
+    return Finding("memory", "problem", text, cure_for("memory", facts))
 
 
 MACHINE_CHECKS: tuple[Check, ...] = (

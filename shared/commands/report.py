@@ -5,7 +5,6 @@ network: pictures are part of it.
 """
 
 import argparse
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -16,9 +15,10 @@ from typing import Any, NamedTuple
 from shared import records
 from shared.commands import choose_projects, command_line, project_title, reference_records, shown
 from shared.errors import CannotRun
+from shared.page import Column, bar_html, list_html, picture_html, table_html
 from shared.records import Record, make_writable, read_record, write_atomically
 from shared.terminal import Terminal
-from shared.units import bytes_text, percent, seconds_text, significant
+from shared.units import bytes_text, seconds_text, significant
 
 TITLE = "What this machine measured"
 
@@ -29,14 +29,6 @@ class Rendered(NamedTuple):
     project: Path
     record: Record
     html: str
-
-
-class Column(NamedTuple):
-    """One column of a table; an empty cell is shown as a dash."""
-
-    head: str
-    cells: list[str]
-    is_number: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +88,7 @@ def build_page(found: Sequence[Rendered]) -> str:
 
 def _index(shown_records: Sequence[Record]) -> str:
     names = [escape(str(record["script"])) for record in shown_records]
-    return _table("Scripts", [
+    return table_html("Scripts", [
         Column("script", [f'<a href="#{name}">{name}</a>' for name in names]),
         Column("device", [_text(_device(record)) for record in shown_records]),
         Column("torch", [_text(_versions(record).get("torch")) for record in shown_records]),
@@ -124,8 +116,8 @@ def _script_html(record: Record, folder: Path, references: Sequence[Record]) -> 
         measurements = [each for each in record["measurements"] if each["section"] == section]
         parts.append(_checks_html(checks))
         parts.append(_measurements_html(section, measurements, references) if measurements else "")
-    parts += [_figure_html(folder / Path(name).name) for name in record.get("figures", [])]
-    parts.append(_list(f'<span class="note">·</span> {escape(note)}' for note in record.get("notes", [])))
+    parts += [picture_html(folder / Path(name).name) for name in record.get("figures", [])]
+    parts.append(list_html(f'<span class="note">·</span> {escape(note)}' for note in record.get("notes", [])))
     return "\n".join(part for part in parts if part)
 
 
@@ -142,7 +134,7 @@ def _sections(record: Record) -> list[str]:
 
 def _checks_html(checks: Iterable[Record]) -> str:
     signs = {True: '<span class="good">✓ holds:</span>', False: '<span class="bad">✗ fails:</span>'}
-    return _list(
+    return list_html(
         f'{signs[bool(check["holds"])]} {escape(check["claim"])} <span class="evidence">– {escape(check["evidence"])}</span>'
         for check in checks
     )
@@ -164,10 +156,10 @@ def _measurements_html(section: str, measurements: Sequence[Record], references:
     columns.append(Column("20th to 80th percentile", [_spread(each.get("spread")) for each in measurements], True))
     pairs = list(zip(measurements, limits, strict=True))
     columns.append(Column("limit", [_value(limit and {**limit, "unit": each["unit"]}) for each, limit in pairs], True))
-    columns.append(Column("share of limit", [_share(limit) for limit in limits], True))
+    columns.append(Column("share of limit", [bar_html(limit["share"]) if limit else "" for limit in limits], True))
     sources = "; ".join(dict.fromkeys(str(limit.get("source", "unknown")) for limit in limits if limit))
     note = f'<p class="soft">Limit: {escape(sources)}.</p>' if sources else ""
-    return _table(section, [column for column in columns if any(column.cells)]) + note
+    return table_html(section, [column for column in columns if any(column.cells)]) + note
 
 
 def _by_key(record: Record) -> dict[Any, Record]:
@@ -186,44 +178,6 @@ def _same(values: Mapping[Any, Record], each: Record) -> Record | None:
 
 def _key(each: Record, section: str | None) -> tuple[object, ...]:
     return (section, each["name"], tuple(sorted(each["params"].items())), each["unit"])
-
-
-def _figure_html(path: Path) -> str:
-    caption = escape(path.stem.replace("_", " "))
-    try:
-        data = base64.b64encode(path.read_bytes()).decode()
-    except OSError:
-        return f'<p class="soft">The picture “{caption}” is no longer beside its record.</p>'
-    image = f'<img src="data:image/png;base64,{data}" alt="Plot: {caption}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-
-
-def _table(label: str, columns: Sequence[Column]) -> str:
-    """A table that scrolls sideways by itself; cells are HTML, the label and the headings text."""
-    if not columns:
-        return ""
-    css = [' class="number"' if column.is_number else "" for column in columns]
-    top = "".join(f'<th scope="col"{c}>{escape(column.head)}</th>' for column, c in zip(columns, css, strict=True))
-    body = []
-    for first, *others in zip(*(column.cells for column in columns), strict=True):
-        cells = "".join(f"<td{c}>{cell or '–'}</td>" for cell, c in zip(others, css[1:], strict=True))
-        body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">'
-        f"<table><thead><tr>{top}</tr></thead>\n<tbody>{chr(10).join(body)}</tbody></table></div>"
-    )
-
-
-def _list(items: Iterable[str]) -> str:
-    lines = "\n".join(f"<li>{item}</li>" for item in items)
-    return f'<ul class="plain">{lines}</ul>' if lines else ""
-
-
-def _share(limit: Record) -> str:
-    if not limit:
-        return ""
-    width = 100 * min(max(limit["share"], 0.0), 1.0)
-    return f'{percent(limit["share"])}<span class="bar" aria-hidden="true"><i style="width:{width:.0f}%"></i></span>'
 
 
 def _value(each: Record | None) -> str:

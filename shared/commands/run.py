@@ -86,7 +86,9 @@ def choose_scripts(project: str | None, script: str | None) -> list[Path]:
         if not scripts:
             raise CannotRun(f"project {project_number(projects[0])} has no script {name!r}; choose one of: {known}")
     if not scripts:
-        raise CannotRun(f"there are no scripts in {', '.join(each.name for each in projects)} yet; name another project")
+        raise CannotRun(
+            f"there are no scripts in {', '.join(each.name for each in projects)} yet; name another project"
+        )
     return scripts
 
 
@@ -113,7 +115,8 @@ def _wait(process: "subprocess.Popen[bytes]") -> int:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE_S)
         finally:
-            process.kill()
+            process.kill()  # nothing to one that has ended
+            process.wait()
         return INTERRUPTED
 
 
@@ -145,6 +148,4 @@ def _print_summary(terminal: Terminal, outcomes: list[Outcome], asked: int) -> N
     )
     good = sum(outcome.exit_code == 0 for outcome in outcomes)
     left = asked - len(outcomes)
-    terminal.line(
-        f"{good} of {asked} scripts ran and all their checks hold." + (f" {left} not started." if left else "")
-    )
+    terminal.line(f"All checks hold in {good} of {asked} scripts." + (f" {left} not started." if left else ""))

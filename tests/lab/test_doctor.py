@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from shared import checkup, machine
-from shared.checkup import CURES, MACHINE_CHECKS, TORCH_CHECKS, examine
+from shared.checkup import MACHINE_CHECKS, TORCH_CHECKS, examine
+from shared.cures import CURES
 from shared.machine import Facts, TorchFacts
 
 import pytest

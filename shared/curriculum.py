@@ -6,13 +6,17 @@
     scripts = ["gpu_benchmarks"]
     sections = ["Transfers"]     # optional: the sections of these scripts that teach the row
 
+    command = "doctor"           # in place of scripts: a command of lab.py teaches the row
+
 A row without a script, or whose script does not exist, is not yet in the lab.
 """
 
+import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared import records
 from shared.errors import CannotRun
 from shared.records import Record, full_record
 
@@ -26,10 +30,13 @@ class Row:
     topic: str
     scripts: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
+    command: str = ""  # taught by a command of lab.py, such as doctor
 
     @property
     def is_in_lab(self) -> bool:
-        return bool(self.scripts) and all((self.project / "src" / f"{name}.py").is_file() for name in self.scripts)
+        return bool(self.command) or (
+            bool(self.scripts) and all((self.project / "src" / f"{name}.py").is_file() for name in self.scripts)
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ def load_rows(project: Path) -> list[Row]:
                 " ".join(entry["topic"].split()),
                 tuple(name for name in entry.get("scripts", []) if name),
                 tuple(entry.get("sections", [])),
+                entry.get("command", ""),
             )
             for entry in entries
         ]
@@ -76,6 +84,8 @@ def find_evidence(row: Row) -> Evidence:
     """Ticked where every check in the row's sections holds, and each section (or script, without sections) has one."""
     if not row.is_in_lab:
         return Evidence(False, "not yet in the lab")
+    if row.command:
+        return _command_evidence(row.command)
     found = {name: full_record(row.project, name) for name in row.scripts}
     not_run = [name for name, record in found.items() if record is None]
     proofs = {name: _checks(record, row.sections) for name, record in found.items() if record}
@@ -96,6 +106,22 @@ def find_evidence(row: Row) -> Evidence:
     names = ", ".join(name for name, own in proofs.items() if own)
     device = latest.get("device", {}).get("name", "unknown device")
     return Evidence(True, f"{names}: {held} · {str(latest.get('started'))[:10]} · {device}")
+
+
+def command_result(command: str) -> Path:
+    """Where a command that teaches a row leaves {"problems", "started", "device"} of its last run."""
+    return records.ROOT / "results" / f"{command}.json"
+
+
+def _command_evidence(command: str) -> Evidence:
+    try:
+        result = json.loads(command_result(command).read_text(encoding="utf-8"))
+        problems, started, device = result["problems"], str(result["started"])[:10], result["device"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return Evidence(False, f"lab.py {command} has not run on this machine yet")
+    if problems:
+        return Evidence(False, f"lab.py {command} found {problems} problem{'s' if problems > 1 else ''} · {started}")
+    return Evidence(True, f"lab.py {command} found no problem · {started} · {device}")
 
 
 def _checks(record: Record, sections: tuple[str, ...]) -> list[Record]:

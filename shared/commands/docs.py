@@ -142,6 +142,8 @@ def curriculum_text() -> str:
 def _scripts_text(row: Row, folder: str) -> str:
     if not row.is_in_lab:
         return "not yet in the lab"
+    if row.command:
+        return f"`python lab.py {row.command}`"
     return ", ".join(f"[`{script}`]({folder}/{script}.py)" for script in row.scripts)
 
 
@@ -150,12 +152,23 @@ def measured_text(script: str) -> str:
     return "\n\n".join(_measured_table(record) for record in reference_records(script)) or "Not yet measured on a GPU."
 
 
+def headlines(record: Record) -> list[Record]:
+    """Of the measurements that have a limit, the best of each kind: sizes are tried, kinds (words) are told apart."""
+    best: dict[tuple[str, ...], Record] = {}
+    for each in record["measurements"]:
+        if each.get("limit"):
+            kinds = [f"{key} {value}" for key, value in each["params"].items() if isinstance(value, str)]
+            key = (each["section"], each["name"], *kinds)
+            best[key] = max(best.get(key, each), each, key=lambda one: one["limit"]["share"])
+    return list(best.values())
+
+
 def _measured_table(record: Record) -> str:
     versions = record["versions"]
     cuda = f" · CUDA {versions['cuda']}" if versions.get("cuda") else ""
     caption = f"{record['device']['name']} · torch {versions['torch']}{cuda} · {record['started'][:10]}"
     lines = [f"**{caption}**", "", "| section | measured | value | limit | share |", "|---|---|--:|--:|--:|"]
-    for each in record["measurements"]:
+    for each in headlines(record):
         params = ", ".join(f"{key} {value}" for key, value in each["params"].items())
         limit = each.get("limit") or {}
         bound = f"{significant(limit['value'])} {each['unit']}" if limit else "–"

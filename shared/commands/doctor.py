@@ -7,10 +7,14 @@ least one. Without a GPU the lab runs on the CPU, so that is no problem.
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 
 from shared import checkup, machine, records
 from shared.checkup import Finding
+from shared.curriculum import command_result
+from shared.errors import CannotRun
 from shared.terminal import Terminal
 
 SIGNS = {"fine": ("✓", "green"), "notice": ("·", "yellow"), "problem": ("✗", "bold red")}
@@ -35,9 +39,20 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         answer = {"problems": problems, "findings": [asdict(finding) for finding in findings], "facts": asdict(facts)}
         print(json.dumps(answer, default=str), flush=True)
+    _keep(problems, facts)
     terminal.line()
     terminal.line(f"{problems} problem{'s' if problems > 1 else ''}: see ✗." if problems else "No problem found.")
     return 1 if problems else 0
+
+
+def _keep(problems: int, facts: machine.Facts) -> None:
+    """Leaves the result for `lab progress`; a folder that cannot be written is one of the findings already."""
+    device = (facts.torch.device_name if facts.torch else "") or "CPU"
+    result = {"problems": problems, "started": datetime.now(UTC).isoformat(timespec="seconds"), "device": device}
+    path = command_result("doctor")
+    with suppress(OSError, CannotRun):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        records.write_atomically(path, json.dumps(result).encode())
 
 
 def _print(terminal: Terminal, findings: Sequence[Finding]) -> None:

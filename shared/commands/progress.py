@@ -53,6 +53,8 @@ def next_step(proofs: dict[Row, Evidence], answers: dict[Question, bool]) -> str
     for project in dict.fromkeys(row.project for row in proofs):
         number = project_number(project)
         for row in open_rows:
+            if row.project == project and row.command:
+                return f"Next: {command_line(row.command)}"
             for script in row.scripts if row.project == project else ():
                 if full_record(project, script) is None:
                     return f"Next: {command_line(f'run {number} {script}')}"

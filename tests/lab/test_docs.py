@@ -82,7 +82,13 @@ def test_what_was_not_measured_is_said_so_and_what_was_is_shown(lab, tree, readm
         in readmes[0].read_text()
     )
     limit = {"value": 10.0, "share": 0.25, "source": "data sheet", "kind": "data sheet"}
-    measurements = [tree.measurement(limit=limit), tree.measurement("wait | see", 12345.0, unit="µs", params={})]
+    measurements = [
+        tree.measurement(limit=limit),
+        tree.measurement(limit=limit | {"share": 0.2}, params={"n": 128, "dtype": "float32"}),  # another size, slower
+        tree.measurement(limit=limit | {"share": 0.1}, params={"n": 256, "dtype": "float64"}),  # another kind
+        tree.measurement("wait | see", 12345.0, unit="µs", params={}, limit=limit),
+        tree.measurement("no limit", 1.0, params={}),
+    ]
     folder = tree.root / "shared" / "reference"
     folder.mkdir(parents=True)
     (folder / "h200.first.json").write_text(json.dumps(tree.record("first", [], measurements=measurements)))
@@ -93,7 +99,10 @@ def test_what_was_not_measured_is_said_so_and_what_was_is_shown(lab, tree, readm
     assert "Not yet measured" not in text
     assert "**NVIDIA H200 · torch 2.15.0+cu132 · CUDA 13.2 · 2026-11-21**" in text
     assert "| Opening | product (n 256, dtype float32) | 2.50 TFLOP/s | 10.0 TFLOP/s | 25 % |\n" in text
-    assert "| Opening | wait \\| see | 12,345 µs | – | – |\n" in text
+    assert "| Opening | product (n 256, dtype float64) |" in text
+    assert "product (n 128" not in text
+    assert "| Opening | wait \\| see | 12,345 µs | 10.0 µs | 25 % |\n" in text
+    assert "no limit" not in text
 
 
 def test_everything_outside_the_markers_is_kept_byte_for_byte(tree, readmes):

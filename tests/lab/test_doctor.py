@@ -13,6 +13,7 @@ from pathlib import Path
 from shared import checkup, machine
 from shared.checkup import MACHINE_CHECKS, TORCH_CHECKS, examine
 from shared.cures import CURES
+from shared.curriculum import Evidence, Row, find_evidence
 from shared.machine import Facts, TorchFacts
 
 import pytest
@@ -311,6 +312,21 @@ def test_exit_code_and_marks(lab, facts_here):
     assert code == 1
     assert "✗ torch.compile calls g++, which is not here\n  → sudo apt-get install g++\n" in out
     assert out.rstrip().endswith("2 problems: see ✗.")
+
+
+def test_the_result_ticks_the_row_that_the_doctor_teaches(lab, tree, facts_here):
+    row = Row(tree.root / "pytorch_00_tensor_gpu_basics", "00.01", "Installing", command="doctor")
+    assert find_evidence(row) == Evidence(False, "lab.py doctor has not run on this machine yet")
+    facts_here()
+    lab("doctor")
+    held = find_evidence(row)
+    assert held.ticked
+    assert held.text.startswith("lab.py doctor found no problem · 20")
+    assert held.text.endswith(HEALTHY.torch.device_name)
+    facts_here(compiler_found=False)
+    lab("doctor", "--json")
+    assert find_evidence(row).text.startswith("lab.py doctor found 1 problem · 20")
+    assert not find_evidence(row).ticked
 
 
 def test_no_gpu_is_a_notice_and_no_failure(lab, facts_here):

@@ -161,8 +161,7 @@ class Lesson:
         wanted = ["rich", "matplotlib", "pynvml"] if self.device.type == "cuda" else ["rich", "matplotlib"]
         missing = [name for name in wanted if importlib.util.find_spec(name) is None]
         if missing:
-            self.note(f"Without {', '.join(missing)}: plain text, no pictures or fewer readings. To have them: "
-                      "pip install -r requirements.txt")  # fmt: skip
+            self.note(f"Without {', '.join(missing)} there is less to see; pip install -r requirements.txt")
         if crowded:
             self.note(crowded)
 

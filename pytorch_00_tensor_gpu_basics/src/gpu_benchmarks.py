@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's shared/, nothing installed
 
 from pytorch_00_tensor_gpu_basics.src.benchmarks.card import show_device_card
-from pytorch_00_tensor_gpu_basics.src.benchmarks.compare import compare_with_record
+from pytorch_00_tensor_gpu_basics.src.benchmarks.compare import compare_with, read_other
 from pytorch_00_tensor_gpu_basics.src.benchmarks.launches import measure_launches
 from pytorch_00_tensor_gpu_basics.src.benchmarks.matmul import measure_products
 from pytorch_00_tensor_gpu_basics.src.benchmarks.memory import measure_memory
@@ -29,7 +29,6 @@ from pytorch_00_tensor_gpu_basics.src.benchmarks.sustained import measure_sustai
 from pytorch_00_tensor_gpu_basics.src.benchmarks.timing_traps import show_timing_traps
 from pytorch_00_tensor_gpu_basics.src.benchmarks.transfers import measure_transfers
 from shared.lesson import Lesson
-from shared.records import read_record
 
 EXPERIMENTS = {
     "card": show_device_card,
@@ -53,12 +52,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> int:
     title = "What this machine's CPU or GPU really does, and how far that is from its limit."
     with Lesson(__file__, argv, title=title, add_options=add_options) as lesson:
-        other = read_record(lesson.options.compare) if lesson.options.compare else None  # before a minute of measuring
+        other = read_other(lesson.options.compare) if lesson.options.compare else None  # before a minute of measuring
         for name, experiment in EXPERIMENTS.items():
             if lesson.options.only is None or name in lesson.options.only:
                 experiment(lesson)
         if other:
-            compare_with_record(lesson, other)
+            compare_with(lesson, other)
     return lesson.exit_code
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.device import memory
 from shared.lesson import Lesson
-from shared.snippets import evaluate
+from shared.snippets import complaint, evaluate
 from shared.units import significant
 
 import numpy as np
@@ -94,10 +94,9 @@ def show_range_and_steps(lesson: Lesson) -> None:
     narrow = [name for name in FLOATS if name != "float64"]
     lesson.drawing("\n".join(f"{name:<15}{bits_of(0.1, FLOATS[name])}" for name in narrow))
     for value in (0.1, 3e38):
-        wide, brain = (bits_of(value, dtype).split()[:2] for dtype in (torch.float32, torch.bfloat16))
-        lesson.check(
-            f"{value:g} has the same sign and exponent in float32 and bfloat16", wide == brain, " ".join(brain)
-        )
+        heads = [bits_of(value, dtype).split()[:2] for dtype in (torch.float32, torch.bfloat16)]
+        lesson.check(f"{value:g}: sign and exponent of float32 and bfloat16 agree", heads[0] == heads[1],
+                     " ".join(heads[1]))  # fmt: skip
     points = [(value, dtype) for dtype in FLOATS.values() for value in powers_of_two(dtype)]
     right = sum(next_above(value, dtype) - value == spacing(value, dtype) for value, dtype in points)
     lesson.check("the step is eps x the power of two below the number", right == len(points),
@@ -140,7 +139,7 @@ def draw_spacing(axis: Any) -> None:
 def add(a: float, b: float, dtype: torch.dtype) -> torch.Tensor:
     """a + b as `dtype` has it: both rounded, added, the sum rounded.
 
-    PyTorch does not add in float8, and neither does a GPU: the sum is made in a wider format and rounded at the end.
+    There is no addition in float8: as a GPU does, it is made in a wider format and rounded at the end.
     """
     x, y = (torch.tensor(value, dtype=torch.float64).to(dtype) for value in (a, b))
     return (x.float() + y.float()).to(dtype) if dtype.itemsize == 1 else x + y
@@ -163,8 +162,9 @@ def show_a_tenth(lesson: Lesson) -> None:
     lesson.section(
         "0.1 + 0.2",
         "A number in binary is a whole number over a power of two, and one tenth is none. What is stored for 0.1 is a "
-        f"neighbour: {numerator:,} / 2^{int(math.log2(denominator))} in float32. Here is the sum of the two neighbours "
-        "of 0.1 and 0.2 in each format, with all its digits.",
+        f"neighbour: {numerator:,} / 2^{int(math.log2(denominator))} in float32. Here is the sum of the neighbours of "
+        "0.1 and 0.2 in each format, with all its digits. (PyTorch cannot add in float8, so those two are summed in "
+        "float32 and then rounded.)",
     )
     sums = {name: add(0.1, 0.2, dtype) for name, dtype in FLOATS.items()}
     wanted = {name: torch.tensor(0.3, dtype=torch.float64).to(dtype) for name, dtype in FLOATS.items()}
@@ -174,6 +174,11 @@ def show_a_tenth(lesson: Lesson) -> None:
     )
     lesson.check("0.1 + 0.2 == 0.3 holds in float32 and fails in float64", equal["float32"] and not equal["float64"],
                  f"{sum(equal.values())} of {len(equal)} formats agree")  # fmt: skip
+    tiny = torch.ones(1).to(torch.float8_e4m3fn)
+    refusal = complaint(lambda: tiny + tiny)
+    lesson.check(
+        "float8 is for storing: PyTorch refuses to add it", "not implemented" in refusal, refusal.partition(":")[0]
+    )
     errors = {name: abs(sums[name].item() - 0.3) / 0.3 / torch.finfo(dtype).eps for name, dtype in FLOATS.items()}
     lesson.check("every sum is within one relative step of 0.3", max(errors.values()) < 1,
                  f"worst {max(errors, key=errors.__getitem__)}: {max(errors.values()):.2f} steps")  # fmt: skip
@@ -215,7 +220,7 @@ def show_where_floats_break(lesson: Lesson) -> None:
         "Where each format breaks",
         "A format does not say when it can no longer follow. It skips whole numbers, ignores what is small beside what "
         "it has, and turns what is too large into inf (float8_e4m3fn has no inf: depending on the PyTorch version it "
-        "gives its largest number or nan). Think of the second column as a class label, of the third as an account.",
+        "gives its largest number or nan). Read the skipped number as a class label, the amounts as an account.",
     )
     ignores = {name: first_amount_that_ignores(0.01, dtype) for name, dtype in FLOATS.items()}
     table = []
@@ -225,8 +230,8 @@ def show_where_floats_break(lesson: Lesson) -> None:
                       "+ 0.01 is lost from": significant(ignores[name]),
                       "twice the largest": str(add(largest, largest, dtype).item())})  # fmt: skip
     lesson.table(table)
-    over = torch.tensor(65504, dtype=torch.float16) + 16
-    lesson.check("float16: 65504 + 16 is inf", over == math.inf, f"{over.item()}, and 65504 + 15 is {(over.new_tensor(65504) + 15).item():,.0f}")  # fmt: skip
+    over, near = (torch.tensor(65504, dtype=torch.float16) + addend for addend in (16, 15))
+    lesson.check("float16: 65504 + 16 is inf", over == math.inf, f"{over.item()}; 65504 + 15 is {near.item():,.0f}")
     stored = torch.tensor([2048, 2049, 2050]).half().int().tolist()
     lesson.check("float16 has no 2049", stored == [2048, 2048, 2050], f"2048, 2049, 2050 become {stored}")
     account = torch.tensor(1000.01, dtype=torch.bfloat16).item()
@@ -271,11 +276,11 @@ def show_whole_numbers(lesson: Lesson) -> None:
     )
     integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     uses = ("pixels", "quantised weights", "audio samples", "token numbers", "indices, labels")
-    ranges = [(dtype_name(dtype), dtype.itemsize, f"{torch.iinfo(dtype).min:,} to {torch.iinfo(dtype).max:,}", use)
+    ranges = [(dtype_name(dtype), dtype.itemsize, use, f"{torch.iinfo(dtype).min:,} to {torch.iinfo(dtype).max:,}")
               for dtype, use in zip(integers, uses, strict=True)]  # fmt: skip
-    ranges.append(("bool", torch.bool.itemsize, "False or True", "masks"))
-    ranges.append(("complex64", torch.complex64.itemsize, "two float32", "spectra"))
-    lesson.table([dict(zip(("type", "bytes", "holds", "used for"), row, strict=True)) for row in ranges])
+    ranges.append(("bool", torch.bool.itemsize, "masks", "False or True"))
+    ranges.append(("complex64", torch.complex64.itemsize, "spectra", "two float32"))
+    lesson.table([dict(zip(("type", "bytes", "used for", "holds"), row, strict=True)) for row in ranges])
     bright = torch.tensor([200, 100], dtype=torch.uint8)
     lesson.check("uint8: 200 + 100 is 44", bright[0] + bright[1] == 44, f"{bright[0] + bright[1]} = 300 - 256")
     signed = torch.tensor(100, dtype=torch.int8)
@@ -305,8 +310,8 @@ PROMOTIONS = {
     "int64 + float16": "any float wins over any integer, whatever its width",
     "int64 + 1.5": "a Python float turns integers into the default, float32",
     "float16 + 1.5": "but never widens a float",
+    "uint8 + 300": "nor an integer: 1 + 300 wraps around",
     "float16 + scalar": "neither does a tensor without axes, here a float64",
-    "uint8 + 300": "so it can wrap around",
     "float32 + complex64": "complex wins over real",
     "bool + bool": "yes + yes is yes: a logical or",
     "int64 / int64": "/ always leaves the integers, // stays",
@@ -316,10 +321,10 @@ PROMOTIONS = {
 def show_promotion(lesson: Lesson) -> None:
     lesson.section(
         "Which type comes out",
-        "When two types meet, PyTorch picks one by rule, silently. A wrong guess costs digits, or doubles the memory of "
-        "all that follows. Each name below is a tensor of two ones of that type; scalar is a float64 without axes.",
+        "When two types meet, PyTorch picks one by rule, silently. A wrong guess costs digits, or doubles the memory "
+        "of all that follows. Each name below is a tensor of two ones of that type; scalar is a float64 without axes.",
     )
-    names = "uint8 int8 int64 float16 bfloat16 float32 float64 complex64 bool".split()
+    names = ["uint8", "int8", "int64", "float16", "bfloat16", "float32", "float64", "complex64", "bool"]
     operands: dict[str, Any] = {name: torch.ones(2, dtype=getattr(torch, name)) for name in names}
     operands["scalar"] = torch.tensor(1.0, dtype=torch.float64)
     results = {expression: evaluate(expression, **operands) for expression in PROMOTIONS}
@@ -327,9 +332,9 @@ def show_promotion(lesson: Lesson) -> None:
                    "value": str(results[expression][0].item()), "rule": rule}
                   for expression, rule in PROMOTIONS.items()])  # fmt: skip
     sums = [expression for expression in PROMOTIONS if " + " in expression]
-    foretold = sum(torch.result_type(*(evaluate(side, **operands) for side in expression.split(" + "))) == results[expression].dtype
-                   for expression in sums)  # fmt: skip
-    lesson.check("torch.result_type foretells the type of a sum", foretold == len(sums), f"{foretold} of {len(sums)}")
+    sides = {expression: [evaluate(side, **operands) for side in expression.split(" + ")] for expression in sums}
+    foretold = [expression for expression in sums if torch.result_type(*sides[expression]) == results[expression].dtype]
+    lesson.check("torch.result_type foretells the type of a sum", foretold == sums, f"{len(foretold)} of {len(sums)}")
     lesson.check("a scalar does not widen float16, a vector does", results["float16 + scalar"].dtype == torch.float16
                  and (operands["float16"] + operands["float64"]).dtype == torch.float64,
                  "float16 and float64")  # fmt: skip
@@ -359,17 +364,22 @@ CHOICES = {
 def show_choice(lesson: Lesson) -> None:
     lesson.section(
         "Which type to choose",
-        f"The bytes decide what fits, and often the speed, since most of a model's time goes into moving weights. Here "
+        "The bytes decide what fits, and often the speed, since much of a model's time goes into moving weights. Here "
         f"are {PARAMETERS / 1e9:.0f} billion parameters in each type. The tensors lie on the device meta, which keeps "
         "their shape and type but no numbers.",
     )
     sizes = {name: torch.empty(PARAMETERS, dtype=getattr(torch, name), device="meta").nbytes for name in CHOICES}
     room = memory(lesson.device).total_bytes
-    lesson.table([{"type": name, "GB": size / 1e9, "GiB": size / 2**30,
-                   "fits here": "unknown" if room is None else "yes" if size < room else "no", "good for": CHOICES[name]}
-                  for name, size in sizes.items()])  # fmt: skip
-    lesson.check("half the bits, half the memory", sizes["float32"] == 2 * sizes["bfloat16"] == 4 * sizes["int8"],
-                 " : ".join(f"{sizes[name] / 1e9:.0f}" for name in ("float32", "bfloat16", "int8")) + " GB")  # fmt: skip
+    fits = {name: "unknown" if room is None else "yes" if size < room else "no" for name, size in sizes.items()}
+    lesson.table(
+        [
+            {"type": name, "GB": size / 1e9, "GiB": size / 2**30, "fits here": fits[name], "good for": CHOICES[name]}
+            for name, size in sizes.items()
+        ]
+    )
+    halves = [sizes[name] / 1e9 for name in ("float32", "bfloat16", "int8")]
+    lesson.check("half the bits, half the memory", halves[0] == 2 * halves[1] == 4 * halves[2],
+                 " : ".join(f"{gigabytes:.0f}" for gigabytes in halves) + " GB")  # fmt: skip
     training = 4 * sizes["float32"]
     lesson.shows(
         f"in bfloat16 the weights take {sizes['bfloat16'] / 2**30:.1f} GiB. To train them with Adam in float32 takes "

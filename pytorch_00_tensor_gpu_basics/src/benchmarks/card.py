@@ -85,7 +85,7 @@ def raised_to(limit: Limit | None, rate: float, kernel: str) -> Limit | None:
 def label(key: str) -> str:
     """ "sm_clock_mhz" as "sm clock (MHz)"."""
     words = key.split("_")
-    units = {"gib": "GiB", "mib": "MiB", "mhz": "MHz", "w": "W", "c": "°C", "percent": "%"}
+    units = {"gib": "GiB", "mib": "MiB", "bytes": "B", "mhz": "MHz", "w": "W", "c": "°C", "percent": "%"}
     if words[-1] in units and len(words) > 1:
         return f"{' '.join(words[:-1])} ({units[words[-1]]})"
     return " ".join(words)

@@ -1,23 +1,45 @@
 """Another machine's record beside this one, measurement by measurement."""
 
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import CannotRun
 from shared.lesson import Lesson
-from shared.records import Record
+from shared.records import Record, read_record
 from shared.units import significant
 
+Key = tuple[object, ...]
 
-def compare_with_record(lesson: Lesson, other: Record) -> None:
+
+@dataclass(frozen=True)
+class Other:
+    """What a comparison needs of another machine's record."""
+
+    origin: str
+    values: dict[Key, float]
+
+
+def read_other(path: Path) -> Other:
+    """The record at `path`, of any script; raises CannotRun where it is none or lacks what every record has."""
+    record = read_record(path)
+    try:
+        origin = (
+            f"{record['device']['name']}, {record['started'][:10]}, torch {record['versions']['torch']}"
+            f"{', quick run' if record['quick'] else ''}"
+        )
+        return Other(origin, {_key(entry): float(entry["value"]) for entry in record["measurements"]})
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CannotRun(f"{path} is no whole record of the lab; name a result.json that a script has written") from None
+
+
+def compare_with(lesson: Lesson, other: Other) -> None:
     """A table of what both machines measured; a record of another script has nothing in common and says so."""
-    device = other.get("device", {})
-    lesson.section(
-        "Beside another machine",
-        f"The other record: {device.get('name', 'unknown device')}, {other.get('started', 'undated')[:10]}, torch "
-        f"{other.get('versions', {}).get('torch', 'unknown')}{', quick run' if other.get('quick') else ''}.",
-    )
-    theirs = {_key(entry): entry for entry in other["measurements"]}
+    lesson.section("Beside another machine", f"The other record: {other.origin}.")
     rows = []
     for entry in lesson.measurements:
-        match = theirs.get(_key(entry))
-        if match is None or not match["value"]:
+        there = other.values.get(_key(entry), 0.0)
+        if there == 0 or not math.isfinite(there):
             continue
         params = ", ".join(f"{key} {value}" for key, value in entry["params"].items() if key != "error")
         rows.append(
@@ -25,8 +47,8 @@ def compare_with_record(lesson: Lesson, other: Record) -> None:
                 "measurement": f"{entry['name']}: {params}"[:48],
                 "unit": entry["unit"],
                 "here": entry["value"],
-                "there": match["value"],
-                "here / there": f"{entry['value'] / match['value']:.2f}x",
+                "there": there,
+                "here / there": f"{entry['value'] / there:.2f}x",
             }
         )
     if not rows:
@@ -39,7 +61,7 @@ def compare_with_record(lesson: Lesson, other: Record) -> None:
     )
 
 
-def _key(entry: Record) -> tuple[object, ...]:
+def _key(entry: Record) -> Key:
     params = {
         key: value for key, value in entry["params"].items() if key not in ("error", "intensity", "attainable_gflops")
     }

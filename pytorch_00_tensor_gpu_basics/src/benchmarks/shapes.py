@@ -52,7 +52,6 @@ def odd_and_even(lesson: Lesson) -> None:
         for size in sizes
     ]
     lesson.table(rows)
-    slowest = min(rates, key=lambda size: rates[size])
     if lesson.device.type == "cuda" and not lesson.quick:
         lesson.check(
             "a multiple of 64 is at least 1.1 times as fast as an odd size",
@@ -64,13 +63,14 @@ def odd_and_even(lesson: Lesson) -> None:
         lesson.check(
             "sizes this close stay within a factor of 5 of each other", spread < 5, f"{spread:.2f}x between them"
         )
+    crooked = rates[n - 1] / rates[n]
     lesson.shows(
-        f"n = {slowest:,} is the slowest of these at {rates[slowest] / rates[n]:.2f} of the rate of n = {n:,}. "
+        f"n = {n - 1:,} runs at {crooked:.2f} of the rate of n = {n:,}. "
         + (
             "Choose widths, vocabularies and batch sizes divisible by 64: a vocabulary of 50,257 padded to 50,304 is the "
             "well-known case."
-            if rates[slowest] < 0.9 * rates[n]
-            else "This CPU library hides crooked sizes well; a GPU's tensor cores do not."
+            if crooked < 0.9
+            else "So the library hides crooked sizes well here; in front of a GPU's tensor cores it rarely can."
         )
     )
 

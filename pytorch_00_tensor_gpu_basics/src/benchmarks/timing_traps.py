@@ -145,8 +145,11 @@ def read_losses(lesson: Lesson) -> None:
     )
     steps = lesson.pick(full=100, quick=20)
     x = torch.randn(256, 256, device=lesson.device) / 16  # scaled so that products stay near 1
+    budget_s = lesson.pick(full=1.0, quick=0.2)
     timings = compare(
-        {"every step": lambda: read_every_step(x, steps), "once": lambda: read_once(x, steps)}, lesson.device
+        {"every step": lambda: read_every_step(x, steps), "once": lambda: read_once(x, steps)},
+        lesson.device,
+        budget_s=budget_s,
     )
     slower = ratio(timings["every step"], timings["once"])
     values = torch.randn(lesson.pick(full=10_000, quick=1_000), device=lesson.device)
@@ -156,6 +159,7 @@ def read_losses(lesson: Lesson) -> None:
             "on the device": lambda: values.sum().item(),
         },
         lesson.device,
+        budget_s=budget_s,
     )
     per_read_s = loops["one by one"].median_s / (len(values) / 100)
     lesson.table(

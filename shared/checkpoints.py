@@ -10,20 +10,20 @@ anything in them is parsed; and it always runs with `weights_only=True`, so noth
 import math
 import os
 import pickle
-import random
 import re
 import shutil
-import sys
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from shared.errors import CannotRun
+from shared.generators import restore_rng_state as restore_rng_state
+from shared.generators import rng_state as rng_state
 from shared.manifest import damage, read_manifest, write_manifest
 from shared.manifest import verify as verify
 from shared.records import write_atomically
@@ -67,25 +67,18 @@ def save(
     folder = Path(folder)
     unfinished = folder / f".new-{uuid.uuid4().hex}"
     try:
-        try:
-            unfinished.mkdir(parents=True)
-            _write_files(unfinished, step, state, metric, weights)
+        unfinished.mkdir(parents=True)
+        _write_files(unfinished, step, state, metric, weights)
+        with _only_one_writer(folder):
             path = _publish(unfinished, folder / f"step-{step:08d}")
-        finally:
-            _discard(unfinished)  # nothing is there under that name when all went well
-        try:
-            _point(folder / "last", path)
-        except CannotRun:
-            _discard(path)
-            raise
+            _tidy(folder, path, keep)
     except OSError as error:
         raise CannotRun(
             f"step {step} could not be saved in {folder} ({error.strerror or error}), earlier checkpoints are as they "
             "were; free some space or use another folder"
         ) from error
-    if metric is not None and math.isfinite(metric) and all(metric > other for other in _metrics(folder, but=path)):
-        _point(folder / "best", path)
-    _prune(folder, keep)
+    finally:
+        _discard(unfinished)  # nothing has that name any more when all went well
     return path
 
 
@@ -104,7 +97,7 @@ def load(path: str | Path, *, map_location: Any = "cpu", fallback: bool = False)
             raise CannotRun(f"there is no checkpoint in {path}; train first or name another folder")
         return _load_one(newest, map_location)
     except CannotRun as error:
-        for candidate in reversed(_checkpoints(path) if fallback else []):
+        for candidate, _ in reversed(_checkpoints(path) if fallback else []):
             with suppress(CannotRun):
                 found = _load_one(candidate, map_location)
                 return replace(found, notice=f"{error}; this run goes on from step {found.step} instead.")
@@ -117,35 +110,8 @@ def latest(folder: str | Path) -> Path | None:
     try:
         return _follow(folder / "last")
     except FileNotFoundError:  # the process was killed after its first checkpoint and before `last` was written
-        return next(reversed(_checkpoints(folder)), None)
-
-
-def rng_state(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state of all global random generators that a run on `device` draws from, as load() can read it."""
-    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if numpy := sys.modules.get("numpy"):
-        name, keys, *rest = numpy.random.get_state()
-        state["numpy"] = (name, keys.tolist(), *rest)  # weights_only refuses arrays
-    kind = torch.device(device).type
-    if kind == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    elif kind == "mps":
-        state["mps"] = torch.mps.get_rng_state()
-    return state
-
-
-def restore_rng_state(state: Mapping[str, Any]) -> None:
-    """Set the generators to what rng_state() returned. Those of a GPU that this machine lacks are left out."""
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"].cpu())  # load(map_location=...) moves the state of the CPU's generator as well
-    if "numpy" in state:
-        import numpy
-
-        numpy.random.set_state(state["numpy"])
-    for index, cuda_state in zip(range(torch.cuda.device_count()), state.get("cuda", ()), strict=False):
-        torch.cuda.set_rng_state(cuda_state.cpu(), index)
-    if "mps" in state and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"].cpu())
+        checkpoints = _checkpoints(folder)
+        return checkpoints[-1][0] if checkpoints else None
 
 
 def _write_files(
@@ -184,19 +150,41 @@ def _write_files(
 
 
 def _publish(unfinished: Path, wanted: Path) -> Path:
-    """Rename the finished folder to `wanted`, or with a number where a checkpoint of that name exists."""
+    """Give the finished folder its name, with a number where that is taken, and make it `last`."""
     path, number = wanted, 1
-    while True:
-        try:
-            unfinished.rename(path)  # refused where a folder with files is there, so two processes do not collide
-        except OSError:
-            if not path.exists():
-                raise
-            number += 1
-            path = wanted.with_name(f"{wanted.name}-{number}")
-        else:
-            _flush_folder(path.parent)
-            return path
+    while path.exists():
+        number += 1
+        path = wanted.with_name(f"{wanted.name}-{number}")
+    unfinished.rename(path)
+    _flush_folder(path.parent)
+    try:
+        _point(path.with_name("last"), path)
+    except CannotRun:
+        _discard(path)
+        raise
+    return path
+
+
+def _tidy(folder: Path, new: Path, keep: int) -> None:
+    """Make the new checkpoint `best` if it is, and delete what is neither new enough nor pointed to."""
+    checkpoints = _checkpoints(folder)
+    metrics = {path: manifest["metric"] for path, manifest in checkpoints if _is_finite(manifest["metric"])}
+    if new in metrics and all(metrics[new] > metric for path, metric in metrics.items() if path != new):
+        _point(folder / "best", new)
+    pointed = {new}
+    with suppress(CannotRun, FileNotFoundError):
+        pointed.add(_follow(folder / "best"))
+    for path, _ in checkpoints[:-keep]:
+        if path not in pointed:
+            _discard(path)
+    for path in (*folder.glob(".new-*"), *folder.glob(".old-*")):
+        with suppress(OSError):
+            if time.time() - max(file.stat().st_mtime for file in (path, *path.iterdir())) > ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_finite(metric: float | None) -> bool:
+    return metric is not None and math.isfinite(metric)
 
 
 def _point(pointer: Path, path: Path) -> None:
@@ -217,34 +205,30 @@ def _follow(pointer: Path) -> Path:
     return path
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder whose manifest is whole, oldest first."""
+def _checkpoints(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The checkpoints of a folder whose manifest is whole, with it, oldest first."""
     found = []
     for path in folder.glob("step-*"):
         with suppress(CannotRun):
             if NAME.fullmatch(path.name):
-                found.append((read_manifest(path)["created"], path))
-    return [path for _, path in sorted(found)]
+                found.append((path, read_manifest(path)))
+    return sorted(found, key=lambda item: (item[1]["created"], item[0].name))
 
 
-def _metrics(folder: Path, but: Path) -> list[float]:
-    metrics = [read_manifest(path)["metric"] for path in _checkpoints(folder) if path != but]
-    return [metric for metric in metrics if metric is not None and math.isfinite(metric)]
+@contextmanager
+def _only_one_writer(folder: Path) -> Iterator[None]:
+    """Wait until no other process changes what is in `folder`; the system drops the lock when a process ends."""
+    with (folder / ".lock").open("a") as file:
+        with suppress(OSError):  # a network file system without locks: better no guard than no checkpoint
+            if os.name == "nt":
+                import msvcrt
 
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined, unused-ignore]
+            else:
+                import fcntl
 
-def _prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep`, those that are pointed to, and those whose manifest cannot be read."""
-    pointed = set()
-    for pointer in ("last", "best"):
-        with suppress(CannotRun, FileNotFoundError):
-            pointed.add(_follow(folder / pointer))
-    for path in _checkpoints(folder)[:-keep]:
-        if path not in pointed:
-            _discard(path)
-    for path in (*folder.glob(".new-*"), *folder.glob(".old-*")):
-        with suppress(OSError):
-            if time.time() - max(file.stat().st_mtime for file in (path, *path.iterdir())) > ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _discard(path: Path) -> None:
@@ -260,8 +244,10 @@ def _load_one(path: Path, map_location: Any) -> Checkpoint:
     file = path / "state.pt"
     try:
         state = torch.load(file, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the files agree with their manifest, but somebody may have made both
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise CannotRun(f"{file} was not loaded ({reason}); only tensors and plain values are") from None
     return Checkpoint(manifest["step"], state, path)
 

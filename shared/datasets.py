@@ -174,7 +174,7 @@ def _draw_glyphs(classes: int, train: bool, count: int | None = None) -> Arrays:
 def _read_kept(path: Path) -> Arrays | None:
     """What is in the file, verified by the CRC-32 that it has of each array; None if it is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return arrays["images"], arrays["labels"]
     except Exception:  # damage shows as an error of the zip, of an array's header or of a codec, with one cure
         return None

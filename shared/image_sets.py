@@ -1,8 +1,8 @@
 """CIFAR and MNIST, read from the files that their authors publish.
 
 They are read here and not by torchvision: its packages on the plain registry do not load beside a CPU build of torch,
-the formats take a few lines each, and it unpickles files that were verified only when they were downloaded. The
-folders are the same, so `torchvision.datasets.CIFAR10(root, download=False)` reads what was downloaded here.
+the formats take a few lines each, and here every file is verified each time it is read (torchvision verifies those of
+MNIST once, packed). The folders are the same: `torchvision.datasets.CIFAR10(root, download=False)` finds the files.
 """
 
 import gzip
@@ -26,8 +26,8 @@ Part = tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]  # images (N
 class Cifar:
     """Pickled batches in one archive, from https://www.cs.toronto.edu/~kriz/cifar.html."""
 
-    archive: str
-    archive_sha256: str
+    url: str
+    sha256: str
     folder: str
     train: Mapping[str, str]  # file: MD5
     test: Mapping[str, str]
@@ -35,18 +35,13 @@ class Cifar:
     label_key: str
     names_key: str
 
-    @property
-    def url(self) -> str:
-        return f"https://www.cs.toronto.edu/~kriz/{self.archive}"
-
     def read(self, folder: Path, *, train: bool, attempts: int, progress: Progress | None) -> Part:
         """Read a part from `folder`, unpacking or downloading what is missing or damaged. Raises CannotRun."""
         digests = {**(self.train if train else self.test), **self.meta}
         contents = {file: _read_verified(folder / self.folder / file, md5) for file, md5 in digests.items()}
         if None in contents.values():
-            archive = download(
-                self.url, folder / self.archive, self.archive_sha256, attempts=attempts, progress=progress
-            )
+            archive = folder / self.url.rpartition("/")[2]
+            download(self.url, archive, self.sha256, attempts=attempts, progress=progress)
             for member, content in read_archive(archive, [f"{self.folder}/{file}" for file in digests]):
                 store(folder / member, content)
                 contents[Path(member).name] = content
@@ -85,8 +80,8 @@ class Mnist:
 
 CIFAR10 = Cifar(
     folder="cifar-10-batches-py",
-    archive="cifar-10-python.tar.gz",
-    archive_sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
     train={
         "data_batch_1": "c99cafc152244af753f735de768cd75f",
         "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -103,8 +98,8 @@ PUBLISHED: dict[str, Cifar | Mnist] = {
     "cifar10": CIFAR10,
     "cifar100": Cifar(
         folder="cifar-100-python",
-        archive="cifar-100-python.tar.gz",
-        archive_sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
         train={"train": "16019d7e3df5f24257cddd939b257f8d"},
         test={"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
         meta={"meta": "7973b15100ade9c7d40fb424638fde48"},

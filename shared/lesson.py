@@ -149,7 +149,12 @@ class Lesson:
 
     def _first_lines(self, crowded: str | None) -> None:
         facts = self._facts
-        size = f"{facts['threads']} threads" if self.device.type == "cpu" else f"{facts['memory_gib']} GiB"
+        threads = facts["threads"]
+        size = (
+            f"{threads} thread{'s' if threads != 1 else ''}"
+            if self.device.type == "cpu"
+            else f"{facts['memory_gib']} GiB"
+        )
         cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         parts = [
             f"{facts['name']} ({self.device.type}, {size})",

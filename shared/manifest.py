@@ -59,7 +59,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
 
 def damage(file: Path, what: str) -> CannotRun:
     """The error to raise for a file that cannot be trusted."""
-    return CannotRun(f"{file} is damaged ({what}); load an earlier checkpoint of that folder, or train again")
+    return CannotRun(f"{file} is not as it was saved ({what}); load an earlier checkpoint, or train again")
 
 
 def _describe(file: Path) -> dict[str, Any]:

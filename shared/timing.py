@@ -47,6 +47,11 @@ class Timing:
         return quantile(self.samples_s, 0.5)
 
     @property
+    def best_s(self) -> float:
+        """The shortest sample: what the device does while nothing disturbs it. For ceilings, never for a plain result."""
+        return min(self.samples_s)
+
+    @property
     def p20_s(self) -> float:
         return quantile(self.samples_s, 0.2)
 
@@ -85,14 +90,14 @@ def measure(function: Function, device: torch.device, *, budget_s: float = 0.2, 
     synchronize(device)
     hold_s = _enqueue_seconds(function, device) if hide_launch and device.type == "cuda" else 0.0
     flush = _flush_buffer(device) if cold_cache and device.type == "cuda" else None
-    flush_s = clock(flush.sum, device, 1, None, 0.0)() if flush is not None else 0.0
 
-    def probe_s() -> float:
-        return clock(function, device, calls, None, 0.0)() * calls
+    def probe_s(work: Function, calls: int) -> float:
+        # Twice: one alone may be long because it is cold or was interrupted, and not because it holds enough work.
+        return max(1e-9, min(clock(work, device, calls, None, 0.0)() * calls for _ in range(2)))
 
+    flush_s = probe_s(flush.sum, 1) if flush is not None else 0.0
     calls = 1
-    # Twice: a single probe may be long because it is cold or was interrupted, and not because it holds enough work.
-    while (sample_s := max(min(probe_s(), probe_s()), 1e-9)) < SHORTEST_SAMPLE_S[device.type]:
+    while (sample_s := probe_s(function, calls)) < SHORTEST_SAMPLE_S[device.type]:
         calls *= 2
     for _ in range(min(100, int(0.2 * budget_s / sample_s))):  # caches, clocks, allocator
         function()

@@ -12,6 +12,8 @@ def significant(value: float | int | None, digits: int = 3) -> str:
     if value == 0:
         return "0"
     rounded = float(f"{value:.{digits - 1}e}")  # first, so that 9.996 reads "10.0" and 999.6 "1,000"
+    if abs(rounded) >= 1e15:  # nobody counts that many digits
+        return f"{value:.{digits - 1}e}"
     if abs(rounded) >= 10**digits:
         return f"{value:,.0f}"
     places = digits - 1 - math.floor(math.log10(abs(rounded)))

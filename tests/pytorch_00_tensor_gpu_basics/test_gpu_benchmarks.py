@@ -128,7 +128,6 @@ class TestExactProduct:
     def test_what_cancels_is_not_lost(self) -> None:
         a, b = torch.tensor([[1e16, 1.0, -1e16]], dtype=torch.float64), torch.ones(3, 1, dtype=torch.float64)
         assert exact_product(a, b).tolist() == [[1.0]]
-        assert (a @ b).item() != 1.0 or torch.tensor([1e16, 1.0]).sum().item() == 1e16
 
     def test_integers_are_exact(self) -> None:
         a, b = (torch.randint(-128, 128, (9, 9)) for _ in range(2))
@@ -142,7 +141,7 @@ def test_errors_are_those_of_the_bits(form: Any) -> None:
     error = relative_error(form, CPU)
     assert error <= form.error_bound
     digits = {"float64": 53, "float32": 24, "TF32": 11, "bfloat16": 8, "float16": 11, "float8": 4, "int8": 99}
-    assert error < 8 * 2.0 ** -digits[form.name] or form.name == "int8"
+    assert error < 8 * 2.0 ** -digits[form.name]
     assert form.error_bound < 0.5  # a product without relation to the inputs is off by 1.4
 
 
@@ -299,7 +298,6 @@ class TestComparing:
             b"7",
             b"{}",
             json.dumps({"script": "x", "checks": [], "measurements": []}).encode(),
-            *(json.dumps(record).encode() for record in []),
         ],
     )
     def test_no_record_is_refused_before_anything_is_measured(

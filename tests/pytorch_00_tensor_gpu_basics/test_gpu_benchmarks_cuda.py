@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from pytorch_00_tensor_gpu_basics.src.benchmarks import launches, memory, precis
 from pytorch_00_tensor_gpu_basics.src.gpu_benchmarks import EXPERIMENTS, main
 from shared import timing
 from shared.lesson import Lesson
-from tests.pretend_cuda import A100, H200, T4, pretended_machine
+from tests.pretend_cuda import A100, H200, T4, Event, Machine, Stream, pretended_machine
 
 import pytest
 import torch
@@ -99,6 +99,7 @@ class Run:
     folder: Path
     is_quick: bool
     matmul_precision: dict[str, str]  # of float32 products, while each format was measured
+    machine: Machine
 
     def measurements(self, section: str, name: str, **params: object) -> list[dict[str, Any]]:
         return [
@@ -141,7 +142,9 @@ def run(folder: Path, *arguments: str, gpu: SimpleNamespace = H200) -> Run:
         assert machine.nvml.open_count == 0
     torch.set_num_threads(threads)
     record = json.loads((folder / "gpu_benchmarks" / "result.json").read_text())
-    return Run(code, text.buffer.getvalue().decode(), record, folder / "gpu_benchmarks", "--quick" in arguments, seen)
+    return Run(
+        code, text.buffer.getvalue().decode(), record, folder / "gpu_benchmarks", "--quick" in arguments, seen, machine
+    )
 
 
 @pytest.fixture(scope="module", params=["quick", "full"])
@@ -307,6 +310,21 @@ def test_transfers_both_ways_from_pageable_and_pinned_memory(on_h200: Run) -> No
     assert 1 <= float(possible[1]) <= 16 / 9 + 0.01  # eight batches: the first copy and the last product stand alone
 
 
+def test_the_four_copies_are_those_that_they_are_called(on_h200: Run) -> None:
+    sizes, batch_bytes = [2**power for power in range(12, 23, 2)], 2 * 512 * 512
+    crossings = on_h200.machine.crossings
+    for size in sizes:
+        of_this_size = [crossing for crossing in crossings if crossing.size_bytes == size]
+        kinds = list(dict.fromkeys((c.to_gpu, c.is_pinned, c.non_blocking) for c in of_this_size))
+        assert kinds == [(True, False, False), (True, True, True), (False, False, False), (False, True, True)]
+        assert not any(crossing.on_a_side_stream for crossing in of_this_size)
+    batches = [crossing for crossing in crossings if crossing.size_bytes == batch_bytes]
+    assert all(crossing.to_gpu and crossing.is_pinned and crossing.non_blocking for crossing in batches)
+    assert {crossing.on_a_side_stream for crossing in batches} == {False, True}
+    awaited = [waited for waited in on_h200.machine.streams[0].waited_for if isinstance(waited, Event)]
+    assert len(awaited) == sum(crossing.on_a_side_stream for crossing in batches)  # each batch before its product
+
+
 def test_roofline(on_h200: Run) -> None:
     entries = on_h200.measurements("The roofline of this machine", "roofline")
     kernels = ["add", "sum", "gelu", *[f"product x {columns}" for columns in (1, 8, 32, 128)]]
@@ -417,6 +435,20 @@ def test_operands_lie_as_tensor_cores_want_them(form: precision.Format) -> None:
         assert precision.product(form, a, b)().shape == (32, 64)
 
 
+@pytest.mark.parametrize("before", ["highest", "medium"])
+def test_tf32_is_allowed_for_a_while_only(before: str) -> None:
+    usual = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(before)
+    try:
+        for allowed, meanwhile in ((True, "high"), (False, "highest")):
+            with suppress(ZeroDivisionError), precision.tf32_products(allowed):
+                assert torch.get_float32_matmul_precision() == meanwhile
+                _ = 1 / 0
+            assert torch.get_float32_matmul_precision() == before
+    finally:
+        torch.set_float32_matmul_precision(usual)
+
+
 def test_shapes_that_would_take_too_long_are_left_out(monkeypatch, tmp_path: Path) -> None:
     """A format without units of its own gets the smallest product only."""
     monkeypatch.setattr(precision, "SLOWEST_S", 1e-9)
@@ -426,9 +458,10 @@ def test_shapes_that_would_take_too_long_are_left_out(monkeypatch, tmp_path: Pat
 
 
 def test_a_graph_fills_the_same_tensor_from_new_inputs() -> None:
-    with pretended_machine():
+    with pretended_machine() as machine:
         x = torch.randn(8, device="cuda")
         replay, output = launches.capture_graph(lambda: launches.tiny_chain(x))
+        assert [type(waited) for waited in machine.streams[0].waited_for] == [Stream]  # for the runs before the capture
         for _ in range(2):
             x.normal_()
             replay()
@@ -444,3 +477,11 @@ def test_arrays_are_halved_until_they_fit(monkeypatch: pytest.MonkeyPatch, free_
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * 2**30)  # 1 GiB of it free for reuse
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2 * 2**30)
         assert memory.fitting(2**28, 12, torch.device("cuda")) == count
+
+
+@pytest.mark.gpu
+def test_a_quick_run_on_a_real_gpu(tmp_path: Path) -> None:
+    code = main(["--device", "cuda", "--quick", "--out", str(tmp_path)])
+    record = json.loads((tmp_path / "gpu_benchmarks" / "result.json").read_text())
+    assert [check for check in record["checks"] if not check["holds"]] == []
+    assert code == 0

@@ -61,11 +61,12 @@ def test_no_setting_of_matplotlib_and_no_window_remains() -> None:
     def fail(ax) -> None:
         raise ZeroDivisionError
 
-    before = dict(mpl.rcParams)
-    draw_png(draw_lines, "here")
-    with pytest.raises(ZeroDivisionError):
-        draw_png(fail, "here")
-    assert dict(mpl.rcParams) == before
+    with mpl.rc_context({"font.size": 7.5, "axes.grid": False, "axes.titlesize": 7}):
+        before = dict(mpl.rcParams)
+        draw_png(draw_lines, "here")
+        with pytest.raises(ZeroDivisionError):
+            draw_png(fail, "here")
+        assert dict(mpl.rcParams) == before
     from matplotlib import pyplot
 
     assert pyplot.get_fignums() == []

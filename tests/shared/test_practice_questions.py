@@ -26,24 +26,24 @@ CHECKED = [question for question in QUESTIONS if question.is_checked]
 
 # Changes of a solution that leave it right, by question: the change and the reason.
 EQUIVALENT = {
-    "q04_result_dtype": {
+    "00-q04_result_dtype": {
         "2 -> 3 in return 2 if operand.ndim else 1": "ranks are only compared",
         "2 -> 3 in return 2": "categories are only compared",
         "rank(a) < rank(b) -> rank(a) <= rank(b)": "operands of one rank may change places",
     },
-    "q06_reused_buffer": {
+    "00-q06_reused_buffer": {
         "torch.from_numpy(buffer[:filled]).clone() -> torch.from_numpy(buffer[:filled])": "nobody fills it again",
     },
-    "q11_stopwatch": {
+    "00-q11_stopwatch": {
         "10 -> 11 in def seconds_per_call(function, synchronize, calls=10, clock=time.perf_counter):": "a default",
     },
-    "q15_crossover": {
+    "00-q15_crossover": {
         "3 * transfer_s + 2 * n ** 3 / gpu_flop_s < 2 * n ** 3 / cpu_flop_s -> "
         "3 * transfer_s + 2 * n ** 3 / gpu_flop_s <= 2 * n ** 3 / cpu_flop_s": "the two are never alike to the last bit",
     },
 }
 NOT_MUTATED = {
-    "q12_copy_bandwidth": "the solution measures this machine, so its numbers are settings and its answer has a spread",
+    "00-q12_copy_bandwidth": "the solution measures this machine, so its numbers are settings and its answer has a spread",
 }
 INTERNALS = re.compile(r"it stopped with|NoneType|object is not|object has no|unsupported operand|not subscriptable")
 
@@ -169,14 +169,14 @@ def test_missing_and_raising_answers_are_refused(question: Question) -> None:
 
 @each_checked
 def test_changed_solutions_are_refused(question: Question) -> None:
-    if question.name in NOT_MUTATED:
-        pytest.skip(NOT_MUTATED[question.name])
+    if named(question) in NOT_MUTATED:
+        pytest.skip(NOT_MUTATED[named(question)])
     survivors = [
         description
         for description, tree in mutants(question.solution_file.read_text(encoding="utf-8"))
         if works(question, tree)
     ]
-    assert sorted(survivors) == sorted(EQUIVALENT.get(question.name, {})), "not refused, or no longer equivalent"
+    assert sorted(survivors) == sorted(EQUIVALENT.get(named(question), {})), "not refused, or no longer equivalent"
 
 
 def works(question: Question, tree: ast.Module) -> bool:

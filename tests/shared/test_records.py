@@ -224,6 +224,17 @@ def test_only_a_full_size_record_counts_as_one(tmp_path: Path) -> None:
     assert full_record(tmp_path, "demo") == record
 
 
+def test_no_test_can_write_among_real_results() -> None:
+    for place in ("results", "runs"):
+        folder = projects()[0] / place
+        before = folder.exists()
+        with pytest.raises(RuntimeError, match="give the script --out"):
+            make_writable(folder / "demo")
+        with pytest.raises(RuntimeError, match="give the script --out"):
+            write_atomically(folder / "practice.json", b"{}")
+        assert folder.exists() == before
+
+
 def test_projects_are_the_numbered_folders_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["pytorch_00_a", "pytorch_01_c", "pytorch_02_b", "pytorch_10_a"]
     for name in [*reversed(names), "pytorch_x", "shared", "other_00_a"]:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 from shared import telemetry
 from shared.telemetry import (
@@ -25,91 +25,12 @@ from shared.telemetry import (
     nvml_names,
     telemetry_for,
 )
+from tests.fake_nvml import MIB, FakeNvml
 
 import pytest
 import torch
 
 ROOT = Path(telemetry.__file__).parents[1]
-MIB = 2**20
-
-
-class NVMLError(Exception):
-    pass
-
-
-class FakeNvml(ModuleType):
-    """The part of pynvml that is used, with two GPUs; `refuse` holds names of queries that raise."""
-
-    NVMLError = NVMLError
-
-    def __init__(self) -> None:
-        super().__init__("pynvml")
-        self.refuse: set[str] = set()
-        self.open_count = 0
-        self.power_mw = 250_500
-        self.cuda_version = 13020
-        self.gpus = [
-            SimpleNamespace(uuid="GPU-aaaa", pci="00000000:3b:00.0", used=100 * MIB, reasons=0x1),
-            SimpleNamespace(uuid="GPU-bbbb", pci="00000001:af:00.0", used=200 * MIB, reasons=0x4),
-        ]
-
-    def __getattribute__(self, name: str) -> object:
-        if name.startswith("nvml") and name in self.refuse:
-
-            def refused(*_: object) -> object:
-                raise NVMLError("Not Supported")
-
-            return refused
-        return super().__getattribute__(name)
-
-    def _find(self, field: str, value: object) -> SimpleNamespace:
-        assert self.open_count > 0, "queried before nvmlInit or after the last nvmlShutdown"
-        for gpu in self.gpus:
-            if getattr(gpu, field) == value:
-                return gpu
-        raise NVMLError("Not Found")
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        self.open_count += 1
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.open_count -= 1
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> SimpleNamespace:  # noqa: N802
-        return self._find("uuid", self.gpus[index].uuid if index < len(self.gpus) else None)
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> SimpleNamespace:  # noqa: N802
-        return self._find("uuid", uuid)
-
-    def nvmlDeviceGetHandleByPciBusId(self, pci: str) -> SimpleNamespace:  # noqa: N802
-        return self._find("pci", pci)
-
-    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
-        return "580.65.06"
-
-    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:  # noqa: N802
-        return self.cuda_version
-
-    def nvmlDeviceGetUtilizationRates(self, gpu: SimpleNamespace) -> SimpleNamespace:  # noqa: N802
-        return SimpleNamespace(gpu=97, memory=40)
-
-    def nvmlDeviceGetClockInfo(self, gpu: SimpleNamespace, kind: int) -> int:  # noqa: N802
-        return {1: 1410, 2: 1593}[kind]
-
-    def nvmlDeviceGetPowerUsage(self, gpu: SimpleNamespace) -> int:  # noqa: N802
-        return self.power_mw
-
-    def nvmlDeviceGetTemperature(self, gpu: SimpleNamespace, sensor: int) -> int:  # noqa: N802
-        return {0: 61}[sensor]
-
-    def nvmlDeviceGetMemoryInfo(self, gpu: SimpleNamespace) -> SimpleNamespace:  # noqa: N802
-        return SimpleNamespace(total=80 * 2**30, free=1, used=gpu.used)
-
-    def nvmlDeviceGetCurrentClocksEventReasons(self, gpu: SimpleNamespace) -> int:  # noqa: N802
-        return gpu.reasons
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, gpu: SimpleNamespace) -> int:  # noqa: N802
-        return gpu.reasons | 0x20
 
 
 @pytest.fixture

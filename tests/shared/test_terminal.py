@@ -134,6 +134,14 @@ def test_a_check_keeps_its_words_and_the_width(columns, width: int, length: int,
     assert all(line.startswith("  ") for line in output.lines[1:])
 
 
+@pytest.mark.parametrize(("spare", "lines"), [(0, 2), (1, 2), (2, 1), (3, 1)])
+def test_claim_and_evidence_share_a_line_with_two_columns_between_them(spare: int, lines: int) -> None:
+    output = Output()
+    Terminal(output).check(True, "c" * (98 - 20 - spare), "e" * 20)
+    assert len(output.lines) == lines
+    assert len(output.lines[0]) <= 100
+
+
 def test_checks_in_a_row_have_their_evidence_in_one_column() -> None:
     output = Output()
     terminal = Terminal(output)
@@ -219,34 +227,36 @@ class TestInTerminal:
         """A pseudo-terminal: the stream to print to, and the descriptor that has what was printed."""
         monkeypatch.setenv("TERM", "xterm-256color")
         reader, writer = os.openpty()
-        os.set_blocking(reader, False)
         with open(writer, "w", encoding="utf-8") as stream:
             yield stream, reader
         os.close(reader)
 
     @staticmethod
-    def everything(reader: int) -> str:
-        try:
-            return os.read(reader, 10**6).decode()
-        except BlockingIOError:
-            return ""
+    def everything(screen: tuple[io.TextIOWrapper, int]) -> str:
+        """What has been printed; it arrives in pieces, so a mark says where it ends."""
+        stream, reader = screen
+        print("END", file=stream, flush=True)
+        text = b""
+        while b"END" not in text:
+            text += os.read(reader, 10**6)
+        return text.decode().partition("END")[0]
 
     @pytest.mark.parametrize("no_color", ["", "1"])
     def test_colour_unless_no_color_is_set(self, screen, rich_or_not: bool, no_color: str, monkeypatch) -> None:
-        stream, reader = screen
         monkeypatch.setenv("NO_COLOR", no_color)
-        Terminal(stream).check(True, "claim", "evidence")
-        text = self.everything(reader)
+        terminal = Terminal(screen[0])
+        terminal.line("in bold", "bold")
+        terminal.check(True, "claim", "evidence")
+        text = self.everything(screen)
         assert ("\x1b" in text) == (rich_or_not and not no_color)
-        assert re.sub(r"\x1b\[[0-9;]*m", "", text).split() == ["✓", "claim", "evidence"]
+        assert re.sub(r"\x1b\[[0-9;]*m", "", text).split() == ["in", "bold", "✓", "claim", "evidence"]
 
     @pytest.mark.parametrize("piped", ["neither", "stdout", "stderr"])
     def test_a_bar_only_where_both_streams_are_a_terminal(self, screen, rich_or_not, piped, monkeypatch) -> None:
-        stream, reader = screen
-        monkeypatch.setattr(sys, "stderr", Output() if piped == "stderr" else stream)
-        terminal = Terminal(Output() if piped == "stdout" else stream)
+        monkeypatch.setattr(sys, "stderr", Output() if piped == "stderr" else screen[0])
+        terminal = Terminal(Output() if piped == "stdout" else screen[0])
         assert list(terminal.progress(iter(range(5)), "epochs", total=5)) == [0, 1, 2, 3, 4]
-        assert ("epochs" in self.everything(reader)) == (rich_or_not and piped == "neither")
+        assert ("epochs" in self.everything(screen)) == (rich_or_not and piped == "neither")
 
 
 def test_a_reader_that_left_is_reported_to_the_caller() -> None:

@@ -34,7 +34,7 @@ def test_an_integer_is_shown_in_full(value: int) -> None:
         (None, "unknown"), (math.nan, "unknown"), (-math.inf, "unknown"), (0, "0"), (0.0, "0"), (-0.0, "0"),
         (9.994, "9.99"), (9.996, "10.0"), (99.96, "100"), (999.4, "999"), (999.6, "1,000"), (0.99996, "1.00"),
         (1234.5, "1,234"), (12345678, "12,345,678"), (-0.001234, "-0.00123"), (0.00012, "0.000120"),
-        (0.000012, "1.20e-05"),
+        (0.000012, "1.20e-05"), (2.5e15, "2.50e+15"),
     ],
 )  # fmt: skip
 def test_significant(value: float | None, text: str) -> None:
@@ -56,6 +56,16 @@ def test_a_time_reads_back_and_never_has_a_thousand_of_a_unit(seconds: float) ->
     scale = {"min": 60, "s": 1, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}[unit]
     assert as_number(number) * scale == pytest.approx(seconds, rel=5.001e-3)
     assert 0.99 <= as_number(number) < 1000
+
+
+def test_what_rounds_to_a_thousand_is_one_of_the_next_unit() -> None:
+    assert [seconds_text(s) for s in (0.9994e-3, 0.99996e-3, 59.9, 59.99)] == [
+        "999 µs",
+        "1.00 ms",
+        "59.9 s",
+        "1.00 min",
+    ]
+    assert [rate_text(r, "B/s") for r in (999.4e6, 999.96e6)] == ["999 MB/s", "1.00 GB/s"]
 
 
 @given(st.floats(min_value=1, max_value=1e15))

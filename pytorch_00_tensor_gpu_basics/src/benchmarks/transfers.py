@@ -73,7 +73,7 @@ def link_transfers(lesson: Lesson) -> None:
             timing = measure(
                 copy,
                 lesson.device,
-                budget_s=lesson.pick(full=0.1, quick=0.02),
+                budget_s=lesson.pick(full=0.05, quick=0.02),
                 cold_cache=False,
                 hide_launch="pinned" in way,
             )

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -102,24 +103,16 @@ def download(
     addresses = [urls] if isinstance(urls, str) else list(urls)
     by_hand = f"fetch {addresses[0]} by hand, save it as {destination} and run this again"
     state = "has the wrong checksum" if destination.exists() else "is not there"
-    reason = "downloads are switched off"
     if is_offline():
-        attempts, reason = 0, "LAB_OFFLINE is set"
-    with _converted_errors(destination.parent), _partial_file(destination) as partial:
-        for attempt in range(attempts):
-            if attempt:
-                time.sleep(min(0.5 * 2**attempt, 10.0))
-            url = addresses[attempt % len(addresses)]
-            try:
-                _fetch(url, partial, digest, timeout_s, progress)
+        reason = "LAB_OFFLINE is set"
+    elif attempts == 0:
+        reason = "downloads are switched off"
+    else:
+        with _converted_errors(destination.parent), _partial_file(destination) as partial:
+            reason = _fetch_from_any(addresses, partial, digest, attempts, timeout_s, progress)
+            if not reason:
                 os.replace(partial, destination)
                 return destination
-            except _Interrupted as error:
-                reason = f"{url}: {error}"
-                if error.is_final:
-                    addresses.remove(url)
-                    if not addresses:
-                        break
     raise CannotRun(f"{destination} {state} and could not be downloaded ({reason}); {by_hand}")
 
 
@@ -147,7 +140,7 @@ def read_archive(archive: Path, names: Sequence[str]) -> Iterator[tuple[str, byt
                 if file is None:
                     raise KeyError(f"{name} is not a regular file")
                 yield name, file.read()
-    except (KeyError, tarfile.TarError, EOFError, OSError) as error:
+    except (KeyError, tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise CannotRun(f"{archive} cannot be unpacked ({error}); delete it and run this again") from error
 
 
@@ -155,6 +148,27 @@ def _open(request: urllib.request.Request, timeout_s: float) -> http.client.HTTP
     request.add_header("User-Agent", "pytorch-gpu-lab")  # some hosts refuse urllib's own name
     response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=timeout_s)
     return response
+
+
+def _fetch_from_any(
+    addresses: list[str], partial: Path, digest: str, attempts: int, timeout_s: float, progress: Progress | None
+) -> str:
+    """Complete `partial` within so many attempts; return "" or why the last one failed."""
+    reason = ""
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(min(0.5 * 2**attempt, 10.0))
+        url = addresses[attempt % len(addresses)]
+        try:
+            _fetch(url, partial, digest, timeout_s, progress)
+            return ""
+        except _Interrupted as error:
+            reason = f"{url}: {error}"
+            if error.is_final:
+                addresses = [other for other in addresses if other != url]
+                if not addresses:
+                    break
+    return reason
 
 
 def _fetch(url: str, partial: Path, digest: str, timeout_s: float, progress: Progress | None) -> None:

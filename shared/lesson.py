@@ -163,10 +163,12 @@ class Lesson:
             f"seed {self.options.seed}",
         ]
         self.terminal.paragraph(" · ".join(parts), style="bold")
-        wanted = ["rich", "matplotlib", "pynvml"] if self.device.type == "cuda" else ["rich", "matplotlib"]
-        missing = [name for name in wanted if importlib.util.find_spec(name) is None]
-        if missing:
-            self.note(f"Without {', '.join(missing)} there is less to see; pip install -r requirements.txt")
+        losses = {"rich": "plain text", "matplotlib": "no pictures"}
+        if self.device.type == "cuda":
+            losses["pynvml"] = "no clocks"
+        if missing := [name for name in losses if importlib.util.find_spec(name) is None]:
+            lost = ", ".join(losses[name] for name in missing)
+            self.note(f"Without {', '.join(missing)}: {lost}; pip install -r requirements.txt")
         if crowded:
             self.note(crowded)
 

@@ -235,6 +235,9 @@ def test_offline_is_obeyed(server, tmp_path, monkeypatch):
     with pytest.raises(CannotRun, match=r"is not there and could not be downloaded \(LAB_OFFLINE is set\); fetch"):
         download(server.url + "file.bin", tmp_path / "file.bin", SHA256)
     assert server.requests == []
+    with pytest.raises(CannotRun, match="is not there"):
+        download(server.url + "file.bin", tmp_path / "new" / "file.bin", SHA256, attempts=0)
+    assert list(tmp_path.iterdir()) == []  # what is not downloaded needs no folder
     (tmp_path / "file.bin").write_bytes(CONTENT)
     assert download(server.url + "file.bin", tmp_path / "file.bin", SHA256).read_bytes() == CONTENT
     monkeypatch.setenv("LAB_OFFLINE", "0")

@@ -142,7 +142,8 @@ def overlap_with_compute(lesson: Lesson) -> None:
         "processed one after the other, then with batch i + 1 sent while batch i is computed.",
     )
     n, batches, dtype = lesson.pick(full=4096, quick=512), 8, torch.float16
-    host = [torch.randn(n, n).to(dtype).pin_memory() for _ in range(2)]
+    # Three for two buffers, so that none holds the numbers of its next batch already: a wait forgotten would show.
+    host = [torch.randn(n, n).to(dtype).pin_memory() for _ in range(3)]
     buffers = [torch.empty(n, n, device=lesson.device, dtype=dtype) for _ in range(2)]
     weight = torch.randn(n, n, device=lesson.device).to(dtype)
     out = torch.empty_like(weight)
@@ -161,7 +162,7 @@ def overlap_with_compute(lesson: Lesson) -> None:
 
     def one_after_the_other() -> None:
         for batch in range(batches):
-            buffers[0].copy_(host[batch % 2], non_blocking=True)
+            buffers[0].copy_(host[batch % 3], non_blocking=True)
             compute(buffers[0])
 
     def overlapped() -> None:
@@ -173,7 +174,7 @@ def overlap_with_compute(lesson: Lesson) -> None:
             with torch.cuda.stream(copies):
                 if event := computed[slot]:
                     copies.wait_event(event)
-                buffers[slot].copy_(host[slot], non_blocking=True)
+                buffers[slot].copy_(host[batch % 3], non_blocking=True)
                 arrived = copies.record_event()
             main.wait_event(arrived)
             compute(buffers[slot])

@@ -60,7 +60,7 @@ def save(
     programs. A checkpoint whose finite `metric` exceeds all others (so higher is better: pass -loss) becomes `best`.
     Of the others the newest `keep` stay. Saving a step again makes a further folder, `step-00001000-2`, so that there
     is a whole checkpoint at every moment. Raises CannotRun where it cannot be written and TypeError where `state`
-    could not be loaded again; nothing has changed then.
+    could not be loaded again; earlier checkpoints are as they were then.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, not {keep}")
@@ -109,7 +109,10 @@ def latest(folder: str | Path) -> Path | None:
     folder = Path(folder)
     try:
         return _follow(folder / "last")
-    except FileNotFoundError:  # the process was killed after its first checkpoint and before `last` was written
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+    ):  # or the process was killed after its first checkpoint and before `last` was written
         checkpoints = _checkpoints(folder)
         return checkpoints[-1][0] if checkpoints else None
 
@@ -124,13 +127,15 @@ def _write_files(
     with (path / "state.pt").open("xb") as file:
         try:
             torch.save(dict(state), file)
+        except (pickle.PicklingError, AttributeError) as error:
+            raise TypeError(f"state must hold tensors and plain values only: {error}") from None
         except RuntimeError as error:  # torch's zip writer hides the disk's error behind one of its own
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         _flush(file)
     try:
         torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)  # reads no tensor's content
     except pickle.UnpicklingError as error:
-        raise TypeError(f"state must hold tensors and plain values only, or it cannot be loaded: {error}") from None
+        raise TypeError(f"state must hold tensors and plain values only: {error}") from None
     if weights is not None:
         from safetensors.torch import save as to_safetensors
 

@@ -118,14 +118,19 @@ def _read_stdlib() -> str:
     return "\n".join(texts)
 
 
-def _load_published(name: str, folder: Path, train: bool, attempts: int, progress: Progress | None = None) -> ImageData:
+def _load_published(name: str, folder: Path, train: bool, attempts: int, progress: Progress | None) -> ImageData:
     images, labels, names = PUBLISHED[name].read(folder, train=train, attempts=attempts, progress=progress)
     return ImageData(name, torch.from_numpy(images), torch.from_numpy(labels), names)
 
 
 def _load_auto(folder: Path, train: bool, count: int | None, attempts: int, progress: Progress | None) -> ImageData:
+    def load_cifar10(attempts: int) -> ImageData:
+        # Both parts or none: a run asks for them one after the other, and must not test CIFAR-10 on glyphs.
+        parts = {part: _load_published("cifar10", folder, part, attempts, progress) for part in (True, False)}
+        return parts[train]
+
     with suppress(CannotRun):
-        return _load_published("cifar10", folder, train, attempts=0)
+        return load_cifar10(attempts=0)
     # Asked first, so that a machine without network has its answer in three seconds and not after every attempt.
     if attempts == 0:
         reason = "downloads are switched off"
@@ -135,7 +140,7 @@ def _load_auto(folder: Path, train: bool, count: int | None, attempts: int, prog
         reason = f"{urlsplit(CIFAR10.url).netloc} does not answer"
     else:
         try:
-            return _load_published("cifar10", folder, train, attempts, progress)
+            return load_cifar10(attempts)
         except CannotRun as error:
             reason = str(error).partition("; ")[0]
     notice = (

@@ -7,7 +7,8 @@ The same seed gives the same bytes on every platform that has the same matplotli
 may differ between platforms in its last bit, and rounding to a byte turns some of these into another pixel.
 Therefore all arithmetic here is on integers: positions are fixed-point numbers, sine and cosine come from a table of
 rounded integers, and random numbers are the raw words of PCG64, whose stream NumPy guarantees for all versions
-(it does not for the methods of `Generator`). FreeType, which matplotlib brings along, draws with integers too.
+(it does not for the methods of `Generator`). FreeType, which matplotlib brings along, draws with integers too; its
+next version may draw some edge a shade darker, which is why the promise ends with matplotlib's version.
 """
 
 import math

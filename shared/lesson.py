@@ -70,6 +70,7 @@ class Lesson:
         self.measurements: list[Record] = []
         self._figures: dict[str, bytes] = {}
         self._notes: list[str] = []
+        self.facts: Record = {}  # about the device; a script that learns more of it may add
         self._held = ExitStack()
 
     # Beginning and end
@@ -90,7 +91,7 @@ class Lesson:
         self._started, self._start_s = datetime.now(UTC), time.perf_counter()
         devices.seed_everything(self.options.seed)
         crowded = devices.leave_crowded_cores() if self.device.type == "cpu" else None  # before threads are counted
-        self._facts = devices.describe(self.device)
+        self.facts |= devices.describe(self.device)
         self._versions = _versions()
         self._first_lines(crowded)
 
@@ -148,7 +149,7 @@ class Lesson:
         return base
 
     def _first_lines(self, crowded: str | None) -> None:
-        facts = self._facts
+        facts = self.facts
         threads = facts["threads"]
         size = (
             f"{threads} thread{'s' if threads != 1 else ''}"
@@ -206,7 +207,7 @@ class Lesson:
             "quick": self.quick,
             "seed": self.options.seed,
             "options": vars(self.options),
-            "device": self._facts,
+            "device": self.facts,
             "versions": self._versions,
             "checks": self._checks,
             "measurements": self.measurements,
@@ -308,7 +309,7 @@ class Lesson:
         """Makes NAME.png: `draw` is called with one Axes for each panel. Nothing happens where plots are off."""
         if self.options.no_plots or importlib.util.find_spec("matplotlib") is None:
             return
-        origin = f"{self._facts['name']} · torch {torch.__version__} · {self._started:%Y-%m-%d}"
+        origin = f"{self.facts['name']} · torch {torch.__version__} · {self._started:%Y-%m-%d}"
         if self.quick:
             origin += " · quick run, tiny sizes"
         self._figures[f"{name}.png"] = draw_png(draw, origin, rows, columns)

@@ -91,6 +91,9 @@ def test_there_may_be_no_checkpoint(tmp_path):
         for fallback in (True, False):
             with pytest.raises(CannotRun, match=r"there is no checkpoint in .*; train first"):
                 load(folder, fallback=fallback)
+    (tmp_path / "model.pt").write_bytes(b"")
+    with pytest.raises(CannotRun, match=r"there is no checkpoint in .*model\.pt"):
+        load(tmp_path / "model.pt")
     with pytest.raises(CannotRun, match=r"step-00000007/manifest.json is not as it was saved \(it is missing\)"):
         load(tmp_path / "step-00000007")
 
@@ -130,7 +133,7 @@ def test_a_step_can_be_saved_again(tmp_path):
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     save(tmp_path, 1, small_state())
-    for value in (np.float64(0.5), np.zeros(3), nn.Linear(2, 2), Path("x")):
+    for value in (np.float64(0.5), np.zeros(3), nn.Linear(2, 2), Path("x"), lambda: 0):
         with pytest.raises(TypeError, match="tensors and plain values only"):
             save(tmp_path, 2, {"value": value})
     assert steps_in(tmp_path) == [1]

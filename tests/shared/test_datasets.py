@@ -426,6 +426,15 @@ def test_auto_takes_cifar10_where_it_can_be_had(server, small_cifar, tmp_path, m
     assert load_images("auto", tmp_path, train=True).name == "cifar10"
 
 
+def test_auto_never_mixes_two_sets(small_cifar, tmp_path, monkeypatch):
+    for train in (True, False):
+        load_images("cifar10", tmp_path, train=train)
+    monkeypatch.setenv("LAB_OFFLINE", "1")
+    (tmp_path / "cifar-10-python.tar.gz").unlink()
+    (tmp_path / "cifar-10-batches-py" / "test_batch").unlink()
+    assert [load_images("auto", tmp_path, train=train, count=5).name for train in (True, False)] == ["glyphs"] * 2
+
+
 @pytest.mark.parametrize("case", ["offline", "refused", "silent", "down", "busy"])
 def test_auto_falls_back_to_glyphs_quickly(server, small_cifar, tmp_path, monkeypatch, case):
     if case == "offline":

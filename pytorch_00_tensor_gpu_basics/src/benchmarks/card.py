@@ -29,6 +29,7 @@ def show_device_card(lesson: Lesson) -> None:
         "name; on a CPU they are measured. Every result below stands beside one of them.",
     )
     facts = describe_gpu(lesson.device) if lesson.device.type == "cuda" else describe(lesson.device)
+    lesson.facts |= facts
     lesson.table([{"device": label(key), "here": _text(value)} for key, value in facts.items() if value is not None])
     limits = []
     bandwidth = memory_bandwidth(lesson.device)
@@ -73,6 +74,12 @@ def show_device_card(lesson: Lesson) -> None:
         "operations with it. Most programs do one or two, so they wait for memory; that is why the roofline "
         "at the end matters more than the peak."
     )
+
+
+def in_unit(lesson: Lesson, unit: str) -> tuple[float, str]:
+    """Divisor and name of the unit for rates of products: GFLOP/s on a CPU, TFLOP/s on a GPU."""
+    scale, prefix = (1e9, "G") if lesson.device.type == "cpu" else (1e12, "T")
+    return scale, prefix + unit
 
 
 def raised_to(limit: Limit | None, rate: float, kernel: str) -> Limit | None:

@@ -41,7 +41,7 @@ def compare_with(lesson: Lesson, other: Other) -> None:
         there = other.values.get(_key(entry), 0.0)
         if there == 0 or not math.isfinite(there):
             continue
-        params = ", ".join(f"{key} {value}" for key, value in entry["params"].items() if key != "error")
+        params = ", ".join(f"{key} {value}" for key, value in entry["params"].items())
         rows.append(
             {
                 "measurement": f"{entry['name']}: {params}"[:48],
@@ -62,12 +62,5 @@ def compare_with(lesson: Lesson, other: Other) -> None:
 
 
 def _key(entry: Record) -> Key:
-    params = {
-        key: value for key, value in entry["params"].items() if key not in ("error", "intensity", "attainable_gflops")
-    }
-    return (
-        entry["section"],
-        entry["name"],
-        entry["unit"],
-        tuple(sorted((key, str(value)) for key, value in params.items())),
-    )
+    params = sorted((key, str(value)) for key, value in entry["params"].items())
+    return entry["section"], entry["name"], entry["unit"], tuple(params)

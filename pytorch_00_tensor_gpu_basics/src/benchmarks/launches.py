@@ -1,5 +1,6 @@
 """What one call costs before any arithmetic is done, and three ways to pay it less often."""
 
+import logging
 from collections.abc import Callable
 
 from shared.lesson import Lesson
@@ -98,6 +99,8 @@ def shorten_the_chain(lesson: Lesson) -> None:
     if lesson.quick:
         lesson.skip("The chain compiled into one kernel.", "a run without --quick, since compiling takes seconds")
     else:
+        # Without a GPU, compiling mentions its absence in a warning of its own.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         try:
             compiled = torch.compile(tiny_chain, fullgraph=True)
             results["compiled"] = compiled(x)
@@ -122,10 +125,10 @@ def shorten_the_chain(lesson: Lesson) -> None:
         )
     fastest = min(range(len(rows)), key=lambda row: list(timings.values())[row].median_s)
     lesson.table(rows, best=fastest)
-    expected = x.double()
+    expected = x.cpu().double()
     for _ in range(CHAIN // 2):
         expected = expected * 1.01 + 0.01
-    worst = max((value.double() - expected).abs().max().item() for value in results.values())
+    worst = max((value.cpu().double() - expected).abs().max().item() for value in results.values())
     lesson.check(
         "every way gives the value that float64 gives",
         worst < 1e-4 * expected.abs().max().item(),

@@ -1,6 +1,7 @@
 """Matrix products by size: who wins, the CPU or the GPU, and when the way there costs more than it saves."""
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -224,7 +225,7 @@ def torch_against_numpy(lesson: Lesson) -> None:
     )
     import numpy as np
 
-    n = lesson.pick(full=2048, quick=256)
+    n = lesson.pick(full=2048, quick=512)
     a, b = (torch.randn(n, n) for _ in range(2))
     out, numpy_out = torch.empty(n, n), np.empty((n, n), dtype=np.float32)
     numpy_a, numpy_b = a.numpy(), b.numpy()  # the same memory, seen by NumPy
@@ -257,9 +258,11 @@ def torch_against_numpy(lesson: Lesson) -> None:
     gain = best["numpy"] / min(best["torch, out="], best["torch, a @ b"])
     difference = float(np.abs(out.numpy() - numpy_out).max())
     lesson.check("torch and NumPy give the same product", difference < 1e-5 * n, f"largest difference {difference:.1e}")
-    lesson.check(
-        "torch keeps up with NumPy on the CPU", gain > 0.9, f"{gain:.2f}x, the best of {timings['numpy'].n} each"
-    )
+    evidence = f"{gain:.2f}x, the best of {timings['numpy'].n} each"
+    if torch.get_num_threads() == 1 < (os.cpu_count() or 1) and os.environ.get("OMP_NUM_THREADS") != "1":
+        lesson.note(f"No contest: NumPy may use all cores while PyTorch has one thread here ({evidence}).")
+    else:
+        lesson.check("torch keeps up with NumPy on the CPU", gain > 0.8, evidence)
     lesson.shows(
         f"at its best torch is {gain:.2f} times as fast as NumPy at n = {n:,} on this processor, and handing the data over "
         "costs nothing, since both look at the same memory."

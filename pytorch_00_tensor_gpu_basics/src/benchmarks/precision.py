@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import mul
 from typing import Any
 
-from pytorch_00_tensor_gpu_basics.src.benchmarks.card import raised_to
+from pytorch_00_tensor_gpu_basics.src.benchmarks.card import in_unit, raised_to
 from shared.device import synchronize
 from shared.hardware import matmul_peak
 from shared.lesson import Lesson
@@ -97,8 +97,8 @@ def relative_error(form: Format, device: torch.device) -> float:
         drawn_a, drawn_b = a.cpu().double(), b.cpu().double()
     else:  # draw in float64, then round to the format as operands() does
         drawn_a, drawn_b = (torch.randn(n, n, dtype=torch.float64) for _ in range(2))
-        a.copy_(drawn_a)
-        b.copy_(drawn_b)
+        a.copy_(drawn_a.to(form.dtype))
+        b.copy_(drawn_b.to(form.dtype))
     exact = exact_product(drawn_a, drawn_b)
     with tf32_products(form.tf32):
         got = product(form, a, b)().cpu().double()
@@ -125,6 +125,7 @@ def measure_precisions(lesson: Lesson) -> None:
             lesson.skip(f"{form.name} products.", f"another device: this one says {reason!r}")
             continue
         with tf32_products(form.tf32):
+            lesson.record("relative error", errors[form.name], "1", format=form.name)
             best_rates[form.name] = measure_format(lesson, form, errors[form.name], rows)
     lesson.table(rows)
     bounds = {form.name: form.error_bound for form in FORMATS}
@@ -152,8 +153,8 @@ def has_tf32(device: torch.device) -> bool:
 def measure_format(lesson: Lesson, form: Format, error: float, rows: list[dict[str, object]]) -> float:
     """Adds this format's rows for all shapes; returns its best rate in operations a second."""
     limit = matmul_peak(lesson.device, form.dtype, tf32=form.tf32)
-    unit = "OP/s" if form.dtype == torch.int8 else "FLOP/s"
-    scale, prefix = (1e9, "G") if lesson.device.type == "cpu" else (1e12, "T")
+    scale, unit = in_unit(lesson, "OP/s" if form.dtype == torch.int8 else "FLOP/s")
+    _, heading = in_unit(lesson, "OP/s")
     best = 0.0
     for m, k, n in shapes_for(lesson, form):
         if form.dtype == torch.int8 and m <= 16:
@@ -165,15 +166,13 @@ def measure_format(lesson: Lesson, form: Format, error: float, rows: list[dict[s
         rate = 2 * m * k * n / timing.median_s
         best = max(best, rate)
         limit = raised_to(limit, rate, f"this {form.name} product")
-        lesson.record(
-            "product", rate / scale, prefix + unit, timing, limit, format=form.name, m=m, k=k, n=n, error=error
-        )
+        lesson.record("product", rate / scale, unit, timing, limit, format=form.name, m=m, k=k, n=n)
         rows.append(
             {
                 "format": form.name,
                 "m x k x n": f"{m} x {k} x {n}",
                 "time": seconds_text(timing.median_s),
-                f"{prefix}OP/s": rate / scale,
+                heading: rate / scale,
                 "limit": limit.value / scale if limit else None,
                 "share": percent(rate / limit.value if limit else None),
                 "error": f"{error:.1e}",

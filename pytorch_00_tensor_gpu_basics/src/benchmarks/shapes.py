@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pytorch_00_tensor_gpu_basics.src.benchmarks.card import in_unit
 from shared.lesson import Lesson
 from shared.timing import measure
 from shared.units import seconds_text
@@ -24,7 +25,8 @@ def product_rate(lesson: Lesson, m: int, k: int, n: int, dtype: torch.dtype) -> 
     budget_s = lesson.pick(full=0.05, cpu=0.25, quick=0.02)
     timing = measure(lambda: torch.mm(a, b, out=out), lesson.device, budget_s=budget_s)
     rate = 2 * m * k * n / timing.median_s
-    lesson.record("product", rate / 1e12, "TFLOP/s", timing, m=m, k=k, n=n, dtype=dtype)
+    scale, unit = in_unit(lesson, "FLOP/s")
+    lesson.record("product", rate / scale, unit, timing, m=m, k=k, n=n, dtype=dtype)
     return rate
 
 
@@ -41,12 +43,13 @@ def odd_and_even(lesson: Lesson) -> None:
     )
     n = lesson.pick(full=4096, cpu=1024, quick=512)
     sizes = [n - 1, n - 2, n - 4, n - 8, n - 64, n, n + 1, n + 8]
+    scale, unit = in_unit(lesson, "FLOP/s")
     rates = {size: product_rate(lesson, size, size, size, dtype) for size in lesson.progress(sizes, "sizes")}
     rows = [
         {
             "n": size,
             "divisible by": size & -size,
-            "TFLOP/s": rates[size] / 1e12,
+            unit: rates[size] / scale,
             f"of n = {n:,}": f"{rates[size] / rates[n]:.2f}x",
         }
         for size in sizes
@@ -86,6 +89,7 @@ def thin_and_square(lesson: Lesson) -> None:
     n = lesson.pick(full=8192, cpu=2048, quick=256)
     columns = [count for count in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if count <= n]
     rows, rates = [], {}
+    scale, unit = in_unit(lesson, "FLOP/s")
     for count in lesson.progress(columns, "columns"):
         rates[count] = product_rate(lesson, n, n, count, dtype)
         seconds = 2 * n * n * count / rates[count]
@@ -94,7 +98,7 @@ def thin_and_square(lesson: Lesson) -> None:
                 "columns": count,
                 "time": seconds_text(seconds),
                 "per column": seconds_text(seconds / count),
-                "TFLOP/s": rates[count] / 1e12,
+                unit: rates[count] / scale,
                 "GB/s": size * (n * n + 2 * n * count) / seconds / 1e9,
             }
         )

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from pytorch_00_tensor_gpu_basics.src.benchmarks.card import label
+from pytorch_00_tensor_gpu_basics.src.benchmarks.card import in_unit, label
 from shared.device import synchronize
 from shared.hardware import matmul_peak
 from shared.lesson import Lesson
@@ -42,13 +42,14 @@ def measure_sustained(lesson: Lesson) -> None:
     tenth = max(1, len(rates) // 10)
     first, settled = quantile(rates[:tenth], 0.5), quantile(rates[-tenth:], 0.5)
     limit = matmul_peak(lesson.device, dtype)
-    lesson.record("sustained", settled / 1e12, "TFLOP/s", None, limit, seconds=duration_s, dtype=dtype)
-    lesson.record("first tenth", first / 1e12, "TFLOP/s", None, limit, seconds=duration_s, dtype=dtype)
+    scale, unit = in_unit(lesson, "FLOP/s")
+    lesson.record("sustained", settled / scale, unit, None, limit, seconds=duration_s, dtype=dtype)
+    lesson.record("first tenth", first / scale, unit, None, limit, seconds=duration_s, dtype=dtype)
     lesson.table(
         [
             {
                 "part of the run": name,
-                "TFLOP/s": rate / 1e12,
+                unit: rate / scale,
                 "share of the limit": percent(rate / limit.value if limit else None),
             }
             for name, rate in (("first tenth", first), ("last tenth", settled), ("slowest point", min(rates)))
@@ -78,8 +79,8 @@ def measure_sustained(lesson: Lesson) -> None:
     )
 
     def draw(ax: Any) -> None:
-        ax.plot(ends, [rate / 1e12 for rate in rates], marker="", linewidth=1, label="product rate")
-        ax.set(title="One product under load", xlabel="time (s)", ylabel="TFLOP/s", ylim=(0, None))
+        ax.plot(ends, [rate / scale for rate in rates], marker="", linewidth=1, label="product rate")
+        ax.set(title="One product under load", xlabel="time (s)", ylabel=unit, ylim=(0, None))
         clocks = [
             (sample.time_s, sample.sm_clock_mhz)
             for sample in telemetry.samples

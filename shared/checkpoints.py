@@ -31,7 +31,7 @@ from shared.records import write_atomically
 import torch
 
 NAME = re.compile(r"step-\d{8,}(-\d+)?")
-ABANDONED_S = 600  # a hidden folder that has not changed for so long belongs to a process that was killed
+ABANDONED_S = 600  # a hidden folder or file that has not changed for so long belongs to a process that was killed
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,8 @@ def latest(folder: str | Path) -> Path | None:
     folder = Path(folder)
     try:
         return _follow(folder / "last")
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-    ):  # or the process was killed after its first checkpoint and before `last` was written
+    except (FileNotFoundError, NotADirectoryError):
+        # Where there are checkpoints all the same, a process was killed after its first and before it wrote `last`.
         checkpoints = _checkpoints(folder)
         return checkpoints[-1][0] if checkpoints else None
 
@@ -182,10 +180,11 @@ def _tidy(folder: Path, new: Path, keep: int) -> None:
     for path, _ in checkpoints[:-keep]:
         if path not in pointed:
             _discard(path)
-    for path in (*folder.glob(".new-*"), *folder.glob(".old-*")):
-        with suppress(OSError):
-            if time.time() - max(file.stat().st_mtime for file in (path, *path.iterdir())) > ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True)
+    for pattern in (".new-*", ".old-*", ".last.*", ".best.*"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):
+                if time.time() - max(file.stat().st_mtime for file in (path, *path.glob("*"))) > ABANDONED_S:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_finite(metric: float | None) -> bool:

@@ -372,7 +372,7 @@ def describe_gpu(device: torch.device) -> dict[str, object]:
 def measure_cpu_peak(dtype: torch.dtype) -> Limit | None:
     """Best matmul rate of this process on the CPU; None where torch has no such matmul.
 
-    Takes about a second, once per process, dtype and number of threads.
+    Takes about half a second, once per process, dtype and number of threads.
     """
     return _measure_matmul(torch.device("cpu"), dtype, torch.get_num_threads())
 
@@ -380,7 +380,7 @@ def measure_cpu_peak(dtype: torch.dtype) -> Limit | None:
 def measure_cpu_bandwidth() -> Limit:
     """Best copy rate of this process in main memory, reads and writes counted.
 
-    Takes about a second, once per process and number of threads.
+    Takes about half a second, once per process and number of threads.
     """
     return _measure_copy(torch.device("cpu"), torch.get_num_threads())
 
@@ -401,7 +401,7 @@ def _measured(rate: float, unit: Unit, how: str, device: torch.device, threads: 
 @cache
 def _measure_matmul(device: torch.device, dtype: torch.dtype, threads: int) -> Limit | None:
     generator = torch.Generator().manual_seed(0)  # its own: the learner's seed must give the same numbers after this
-    deadline = time.perf_counter() + 0.8
+    deadline = time.perf_counter() + 0.3
     best_rate, best_n, runs, n = 0.0, 0, 0, 128
     # Sizes double until a product takes 15 ms, so that a dtype which this processor computes a hundred times slower
     # stops at a small one (30 ms while the rate still rises: on a busy machine the threads' waiting for each other

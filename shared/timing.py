@@ -109,11 +109,12 @@ def measure(function: Function, device: torch.device, *, budget_s: float = 0.2, 
 
 
 def compare(functions: Mapping[str, Function], device: torch.device, *, rounds: int = 9,
-            budget_s: float = 1.0) -> dict[str, Timing]:  # fmt: skip
+            budget_s: float = 1.0, pause_s: float = 0.0) -> dict[str, Timing]:  # fmt: skip
     """Times several functions in turn, forwards in one round and backwards in the next, about `budget_s` in all.
 
     A machine's speed drifts with heat and neighbours; functions measured in the same rounds drift together, so the
-    ratio of their samples, round by round (`ratio`), means something where two separate times do not.
+    ratio of their samples, round by round (`ratio`), means something where two separate times do not. `pause_s` before
+    each sample is for functions of two libraries: the threads of one may spin on their cores for 30 ms after its work.
     """
     clock = _clock(device)
     calls: dict[str, int] = {}
@@ -128,6 +129,7 @@ def compare(functions: Mapping[str, Function], device: torch.device, *, rounds: 
     samples: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(rounds):
         for name in list(functions)[:: 1 if turn % 2 == 0 else -1]:
+            time.sleep(pause_s)
             samples[name].append(clock(functions[name], device, calls[name], None, 0.0)())
     threads = torch.get_num_threads()
     return {name: Timing(tuple(samples[name]), calls[name], clock.__doc__ or "", threads) for name in functions}

@@ -262,7 +262,7 @@ def test_products(on_h200: Run) -> None:
             256,
         ]
     assert "with the trip there and back" in " ".join(on_h200.text.split())
-    assert on_h200.params("The same product in NumPy", "small product", "way") == [
+    assert on_h200.params("The same product in NumPy", "CPU product", "way") == [
         "numpy",
         "torch, out=",
         "torch, a @ b",

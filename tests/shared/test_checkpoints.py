@@ -390,8 +390,12 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
         moment = time.time() - age_s
         os.utime(tmp_path / name / "state.pt", (moment, moment))
         os.utime(tmp_path / name, (moment, moment))
+    for name in (".last.killed", ".best.killed"):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / ".last.busy").write_bytes(b"")
     save(tmp_path, 1, small_state())
-    assert hidden_in(tmp_path) == [".new-busy"]
+    assert sorted(hidden_in(tmp_path)) == [".last.busy", ".new-busy"]
 
 
 # torch is imported once; each child is a fork of that process, which has no threads.

@@ -73,7 +73,9 @@ def time_one_product(lesson: Lesson) -> None:
     apart = right.median_s / unsynchronized_s
     if lesson.device.type == "cpu":
         timings = compare(
-            {"waits": lambda: (product(), synchronize(lesson.device)), "does not": product}, lesson.device
+            {"waits": lambda: (product(), synchronize(lesson.device)), "does not": product},
+            lesson.device,
+            budget_s=lesson.pick(full=1.0, quick=0.2),
         )
         difference = ratio(timings["waits"], timings["does not"])
         lesson.check(
@@ -108,7 +110,11 @@ def time_first_touch(lesson: Lesson) -> None:
         torch.empty(count).fill_(1.0)
 
     reused = torch.empty(count)
-    timings = compare({"fresh": fill_fresh_memory, "reused": lambda: reused.fill_(1.0)}, lesson.device)
+    timings = compare(
+        {"fresh": fill_fresh_memory, "reused": lambda: reused.fill_(1.0)},
+        lesson.device,
+        rounds=lesson.pick(full=9, quick=5),
+    )
     slower = ratio(timings["fresh"], timings["reused"])
     for name, timing in timings.items():
         lesson.record("fill", timing.median_s * 1e3, "ms", timing, memory=name, bytes=4 * count)

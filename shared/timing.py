@@ -129,7 +129,8 @@ def compare(functions: Mapping[str, Function], device: torch.device, *, rounds: 
     samples: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(rounds):
         for name in list(functions)[:: 1 if turn % 2 == 0 else -1]:
-            time.sleep(pause_s)
+            if pause_s:
+                time.sleep(pause_s)
             samples[name].append(clock(functions[name], device, calls[name], None, 0.0)())
     threads = torch.get_num_threads()
     return {name: Timing(tuple(samples[name]), calls[name], clock.__doc__ or "", threads) for name in functions}

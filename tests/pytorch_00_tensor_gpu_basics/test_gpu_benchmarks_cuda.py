@@ -266,6 +266,7 @@ def test_products(on_h200: Run) -> None:
         "numpy",
         "torch, out=",
         "torch, a @ b",
+        "torch, oneDNN",
     ]
 
 

@@ -114,6 +114,18 @@ class TestOnTheCpu:
         assert 0.9 < host.now_s < 1.0 + 3 / rounds
         assert times["a"].calls_per_sample > times["b"].calls_per_sample > times["c"].calls_per_sample
 
+    def test_a_pause_before_each_sample_is_not_counted(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        naps: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            naps.append(seconds)
+            host.now_s += seconds
+
+        monkeypatch.setattr(timing.time, "sleep", sleep, raising=False)
+        times = compare({"a": host.takes(1e-3), "b": host.takes(2e-3)}, CPU, rounds=3, budget_s=0.1, pause_s=0.5)
+        assert naps == [0.5] * 6
+        assert [timed.median_s for timed in times.values()] == pytest.approx([1e-3, 2e-3])
+
     def test_compare_alternates_so_that_a_drift_falls_out_of_the_ratio(self, host: Host) -> None:
         order: list[str] = []
 

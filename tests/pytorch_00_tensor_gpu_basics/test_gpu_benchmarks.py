@@ -14,6 +14,7 @@ from pytorch_00_tensor_gpu_basics.src.benchmarks.card import label, raised_to
 from pytorch_00_tensor_gpu_basics.src.benchmarks.matmul import crossover
 from pytorch_00_tensor_gpu_basics.src.benchmarks.memory import KERNELS, fitting
 from pytorch_00_tensor_gpu_basics.src.benchmarks.precision import FORMATS, exact_product, relative_error
+from pytorch_00_tensor_gpu_basics.src.benchmarks.shapes import reuse
 from pytorch_00_tensor_gpu_basics.src.benchmarks.transfers import fit_latency_and_bandwidth
 from pytorch_00_tensor_gpu_basics.src.gpu_benchmarks import EXPERIMENTS, main
 from shared.device import Memory
@@ -363,3 +364,10 @@ def test_sent_bytes_that_arrive_damaged_fail_the_check(
     code, out, _ = run("--only", "transfers", "--no-plots")
     assert code == 1
     assert "✗ the copy is equal to its source" in out
+
+
+def test_reuse_says_what_the_rates_say() -> None:
+    assert "Up to 4 columns" in reuse({1: 1.0, 2: 1.9, 4: 2.1, 8: 3.0})  # times 1, 1.05, 1.9, 2.7
+    assert "8.0 times as long" in reuse({1: 10.0, 2: 2.5, 4: 5.0, 8: 60.0})  # 8 would be free, 2 and 4 are not
+    assert "pays from 8 columns on" in reuse({1: 10.0, 2: 2.5, 4: 5.0, 8: 20.0})
+    assert "pays" not in reuse({1: 10.0, 2: 2.5, 4: 5.0})

@@ -1,5 +1,6 @@
 """Why 4,095 can be slower than 4,096: products are cut into tiles, and tiles are dealt out in waves."""
 
+from itertools import takewhile
 from typing import Any
 
 from pytorch_00_tensor_gpu_basics.src.benchmarks.card import in_unit
@@ -109,10 +110,20 @@ def thin_and_square(lesson: Lesson) -> None:
         rates[last] > 2 * rates[1],
         f"{rates[last] / rates[1]:.0f}x cheaper per column with {last}",
     )
-    doubled = next((count for count in columns if rates[count] * 2 < rates[1] * count), last)
-    lesson.shows(
-        f"one column keeps this device at {rates[1] / rates[last]:.1%} of the rate that {last} columns reach. Up to about "
-        f"{doubled} columns the whole product takes less than twice as long as with one: they are nearly free."
+    lesson.shows(f"one column keeps this device at {rates[1] / rates[last]:.1%} of the rate of {last}. {reuse(rates)}")
+
+
+def reuse(rates: dict[int, float]) -> str:
+    """What the rates by number of columns say about how many come nearly for free."""
+    times = {count: count / rate for count, rate in rates.items()}
+    free = max(takewhile(lambda count: times[count] < 2 * times[1], times))
+    if free > 1:
+        return f"Up to {free} columns take less than twice as long as one: they are nearly free."
+    second = sorted(times)[1]
+    pays = next((count for count in times if count > 1 and times[count] / count < times[1]), None)
+    return (
+        f"Here even {second} take {times[second] / times[1]:.1f} times as long: the library has one kernel for a vector and "
+        + (f"another for a matrix, which pays from {pays} columns on." if pays else "another for a matrix.")
     )
 
 

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from pytorch_00_tensor_gpu_basics.src.benchmarks.card import in_unit, label
+from pytorch_00_tensor_gpu_basics.src.benchmarks.card import in_unit, label, raised_to
 from shared.device import synchronize
 from shared.hardware import matmul_peak
 from shared.lesson import Lesson
@@ -41,7 +41,7 @@ def measure_sustained(lesson: Lesson) -> None:
             last = now
     tenth = max(1, len(rates) // 10)
     first, settled = quantile(rates[:tenth], 0.5), quantile(rates[-tenth:], 0.5)
-    limit = matmul_peak(lesson.device, dtype)
+    limit = raised_to(matmul_peak(lesson.device, dtype), max(first, settled), "this product")
     scale, unit = in_unit(lesson, "FLOP/s")
     lesson.record("sustained", settled / scale, unit, None, limit, seconds=duration_s, dtype=dtype)
     lesson.record("first tenth", first / scale, unit, None, limit, seconds=duration_s, dtype=dtype)

@@ -166,10 +166,12 @@ def headlines(record: Record) -> list[Record]:
 def _measured_table(record: Record) -> str:
     versions = record["versions"]
     cuda = f" · CUDA {versions['cuda']}" if versions.get("cuda") else ""
-    caption = f"{record['device']['name']} · torch {versions['torch']}{cuda} · {record['started'][:10]}"
+    device = record["device"]
+    size = f" ({device['threads']} threads)" if device.get("kind") == "cpu" else ""
+    caption = f"{device['name']}{size} · torch {versions['torch']}{cuda} · {record['started'][:10]}"
     lines = [f"**{caption}**", "", "| section | measured | value | limit | share |", "|---|---|--:|--:|--:|"]
     for each in headlines(record):
-        params = ", ".join(f"{key} {value}" for key, value in each["params"].items())
+        params = ", ".join(f"{key} {_param(value)}" for key, value in each["params"].items())
         limit = each.get("limit") or {}
         bound = f"{significant(limit['value'])} {each['unit']}" if limit else "–"
         value = f"{significant(each['value'])} {each['unit']}"
@@ -178,6 +180,10 @@ def _measured_table(record: Record) -> str:
             _table_row([each["section"], f"{each['name']} ({params})" if params else each["name"], value, bound, share])
         )
     return "\n".join(lines)
+
+
+def _param(value: object) -> str:
+    return significant(value) if isinstance(value, int | float) else str(value)
 
 
 def _table_row(cells: list[str]) -> str:

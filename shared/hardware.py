@@ -401,7 +401,7 @@ def _measured(rate: float, unit: Unit, how: str, device: torch.device, threads: 
 @cache
 def _measure_matmul(device: torch.device, dtype: torch.dtype, threads: int) -> Limit | None:
     generator = torch.Generator().manual_seed(0)  # its own: the learner's seed must give the same numbers after this
-    deadline = time.perf_counter() + 0.3
+    deadline = time.perf_counter() + 0.15
     best_rate, best_n, runs, n = 0.0, 0, 0, 128
     # Sizes double until a product takes 15 ms, so that a dtype which this processor computes a hundred times slower
     # stops at a small one (30 ms while the rate still rises: on a busy machine the threads' waiting for each other
@@ -445,7 +445,7 @@ def _measure_copy(device: torch.device, threads: int) -> Limit:
     target = torch.empty_like(source)
     copy = partial(target.copy_, source)
     copy()  # the first touch of the target's pages costs far more than a copy
-    deadline = time.perf_counter() + 0.3
+    deadline = time.perf_counter() + 0.15
     times_s = [_time_s(copy, device)]
     while len(times_s) < 20 and time.perf_counter() < deadline:
         times_s.append(_time_s(copy, device))

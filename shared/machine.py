@@ -92,7 +92,7 @@ def gather_facts(root: Path) -> Facts:
         python=sys.version_info[:3],
         packages=packages,
         torchvision_fits=_torchvision_fits(packages),
-        installer="python -m pip" if importlib.util.find_spec("pip") else "uv pip",
+        installer="python -m pip" if _is_installed("pip") else "uv pip",
         requirements=_as_typed(root / "requirements-base.txt"),
         driver=driver,
         gpus=gpus,
@@ -109,6 +109,13 @@ def gather_facts(root: Path) -> Facts:
         encoding=sys.stdout.encoding or "ascii",
         can_print_signs=can_encode(sys.stdout, SIGNS),
     )
+
+
+def _is_installed(package: str) -> bool:
+    """By its metadata: find_spec("pip") makes setuptools withdraw, which torch.compile would then miss."""
+    with suppress(metadata.PackageNotFoundError):
+        return bool(metadata.version(package))
+    return False
 
 
 def _as_typed(path: Path) -> str:

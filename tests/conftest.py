@@ -5,9 +5,7 @@ A test that starts a script in another process gives it `--out`; in this process
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,12 +16,6 @@ sys.path.insert(0, str(ROOT))
 # The workers of pytest-xdist share the cores. Before torch is imported; processes that a test starts inherit it.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-
-with warnings.catch_warnings(), suppress(ImportError):
-    # First of all: once somebody has looked for pip, as `lab doctor` does, setuptools cannot be imported any more, and
-    # torch.utils.benchmark and torch.compile import it.
-    warnings.simplefilter("ignore")
-    import setuptools  # noqa: F401
 
 
 def refuse_real_results(event: str, arguments: tuple[object, ...]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from shared.errors import CannotRun
 from shared.lesson import Lesson
 from shared.records import Record, read_record
-from shared.units import significant
 
 Key = tuple[object, ...]
 
@@ -44,7 +43,7 @@ def compare_with(lesson: Lesson, other: Other) -> None:
         params = ", ".join(f"{key} {value}" for key, value in entry["params"].items())
         rows.append(
             {
-                "measurement": f"{entry['name']}: {params}"[:48],
+                "measurement": (f"{entry['name']}: {params}" if params else entry["name"])[:48],
                 "unit": entry["unit"],
                 "here": entry["value"],
                 "there": there,
@@ -55,9 +54,10 @@ def compare_with(lesson: Lesson, other: Other) -> None:
         lesson.note("The two records have no measurement in common: sizes differ between --quick, a CPU and a GPU.")
         return
     lesson.table(rows)
+    rates = [row for row in rows if str(row["unit"]).endswith("/s")]
+    faster = sum(float(str(row["here"])) > float(str(row["there"])) for row in rates)
     lesson.shows(
-        f"{len(rows)} measurements in common. Rates above 1x are faster here; times and latencies below 1x are "
-        f"(for example {rows[0]['measurement']}: {significant(float(str(rows[0]['here'])))} {rows[0]['unit']})."
+        f"of {len(rates)} rates that both measured, {faster} are higher here; of times, the smaller one is better."
     )
 
 

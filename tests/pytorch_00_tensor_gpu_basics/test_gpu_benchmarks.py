@@ -275,7 +275,8 @@ class TestComparing:
         assert "A slow machine" in out
         assert "quick run" not in out
         count = len(record_of(tmp_path)["measurements"])
-        assert f"{count} measurements in common" in " ".join(out.split())
+        said = " ".join(out.split())
+        assert f"{count} measurements in common; of the {count} rates among them, {count} are higher here" in said
         faster = [float(ratio) for ratio in re.findall(r"(\d+\.\d\d)x$", out, flags=re.MULTILINE)]
         assert len(faster) == count
         assert 300 < sorted(faster)[count // 2] < 3000  # about a thousand, as noisy as this machine is

@@ -57,7 +57,7 @@ def compare_with(lesson: Lesson, other: Other) -> None:
     rates = [row for row in rows if str(row["unit"]).endswith("/s")]
     faster = sum(float(str(row["here"])) > float(str(row["there"])) for row in rates)
     lesson.shows(
-        f"of {len(rates)} rates that both measured, {faster} are higher here; of times, the smaller one is better."
+        f"{len(rows)} measurements in common; of the {len(rates)} rates among them, {faster} are higher here than there."
     )
 
 

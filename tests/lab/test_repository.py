@@ -1,5 +1,6 @@
 """What holds for the repository as a whole: names, path lines, requirements, and the scripts' contract at their start."""
 
+import argparse
 import ast
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+from shared.commands import docs
 from shared.records import ROOT, projects
 
 import pytest
@@ -102,3 +104,13 @@ def test_script_starts_anywhere_and_imports_silently(script, tmp_path):
         assert helped.returncode == 0, helped.stderr
         assert "--quick" in helped.stdout
         assert helped.stderr == ""
+
+
+def test_generated_parts_of_the_readmes_are_fresh(capsys):
+    assert docs.run(argparse.Namespace(check=True)) == 0, capsys.readouterr().out
+
+
+def test_links_of_the_pages_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("pytorch_*/README.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"

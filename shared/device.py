@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from shared.errors import CannotRun
+from shared.options import DEVICES
 
 try:
     import torch
@@ -24,13 +25,11 @@ except ModuleNotFoundError:  # every script imports this module before torch, so
     )
     raise SystemExit(2) from None
 
-CHOICES = ("auto", "cuda", "mps", "cpu")
-
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device called `name`; "auto" is the first of cuda, mps and cpu that is here. Raises CannotRun."""
-    if name not in CHOICES:
-        raise CannotRun(f"unknown device {name!r}; choose one of {', '.join(CHOICES)}")
+    if name not in DEVICES:
+        raise CannotRun(f"unknown device {name!r}; choose one of {', '.join(DEVICES)}")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")

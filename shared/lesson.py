@@ -10,6 +10,7 @@ The record appears at the end, whole, as results/NAME/result.json with the figur
 """
 
 import ast
+import errno
 import importlib.util
 import json
 import math
@@ -99,13 +100,14 @@ class Lesson:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         with self._held:
+            if error is not None:
+                return self._stop(error)
             try:
-                if error is None:
-                    self._finish()
-                    return False
-            except (CannotRun, KeyboardInterrupt, BrokenPipeError) as late:
-                error = late
-            return self._stop(error)
+                self._finish()
+            except (CannotRun, KeyboardInterrupt, OSError) as late:
+                if not self._stop(late):
+                    raise
+            return False
 
     def _finish(self) -> None:
         record = self._record()
@@ -129,8 +131,11 @@ class Lesson:
             place = f" in section {self._section!r}" if self._section else ""
             self.exit_code, line = 130, f"interrupted{place}; {state}"
         elif isinstance(error, BrokenPipeError):  # the reader, such as `head`, has what it wanted
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its exit
+            _close_stdout()
             self.exit_code, line = 130, f"the reader of this output is gone; {state}"
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:  # our own files are written with CannotRun
+            _close_stdout()
+            self.exit_code, line = 2, f"the disk that this output goes to is full; free some space ({state})"
         elif _is_out_of_memory(error):
             asked = ". ".join(" ".join(str(error).split()).split(". ")[:3]) or "out of memory"
             self.exit_code, line = 2, f"{asked}; try --quick, or close what else uses the device ({state})"
@@ -336,6 +341,11 @@ def _question(script: Path) -> str:
     with suppress(OSError):  # a notebook has no file
         return (ast.get_docstring(ast.parse(script.read_bytes())) or "").partition("\n")[0]
     return ""
+
+
+def _close_stdout() -> None:
+    """What is still in its buffer cannot be written any more; Python would complain of that at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _versions() -> dict[str, str | None]:

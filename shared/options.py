@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+DEVICES = ("auto", "cuda", "mps", "cpu")
 AddOptions = Callable[[argparse.ArgumentParser], None]
 
 
@@ -49,7 +50,7 @@ def parse_options(
     common.add_argument(
         "--device",
         default="auto",
-        choices=("auto", "cuda", "mps", "cpu"),
+        choices=DEVICES,
         help="where to compute (auto: cuda, then mps, then cpu)",
     )
     common.add_argument("--seed", type=seed_number, default=0, help="seed of all random numbers (default 0)")

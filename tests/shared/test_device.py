@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 from shared import device as devices
 from shared.device import (
-    CHOICES,
     autocast_dtype,
     describe,
     memory,
@@ -18,6 +17,7 @@ from shared.device import (
     synchronize,
 )
 from shared.errors import CannotRun
+from shared.options import DEVICES
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_the_device_that_was_asked_for_or_one_line(machine, cuda: bool, mps: boo
 
 @pytest.mark.parametrize("name", ["", "gpu", "CUDA", "cuda:1", "xpu", "meta"])
 def test_an_unknown_device_is_refused_with_the_choices(name: str) -> None:
-    with pytest.raises(CannotRun, match=f"unknown device {name!r}; choose one of {', '.join(CHOICES)}"):
+    with pytest.raises(CannotRun, match=f"unknown device {name!r}; choose one of {', '.join(DEVICES)}"):
         pick_device(name)
 
 

@@ -603,6 +603,29 @@ def test_a_reader_that_has_seen_enough(stage: Stage) -> None:
     assert only_line(err) == "demo: the reader of this output is gone; no record was written"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_output_onto_a_full_disk(stage: Stage) -> None:
+    stage.write_script("lesson.check('a claim', True, 'seen')")
+    command = [sys.executable, str(stage.script), "--device", "cpu"]
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=stage.project, check=False)
+    assert process.returncode == 2
+    said = only_line(process.stderr.decode())
+    assert said == "demo: the disk that this output goes to is full; free some space (no record was written)"
+
+
+def test_another_error_at_the_end_keeps_its_trace(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An OSError that nobody foresaw is not swallowed, whatever else is caught there."""
+
+    def refuse(self: Lesson, record: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Lesson, "_last_lines", refuse)
+    stage.write_script("lesson.check('a claim', True, 'seen')")
+    with pytest.raises(OSError, match="Input/output error"), Lesson(str(stage.script), ["--device", "cpu"]):
+        pass
+
+
 def test_a_c_locale_and_sixty_columns(stage: Stage) -> None:
     stage.write_questions("Warum größer → ∞? " * 8)
     story = """

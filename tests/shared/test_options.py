@@ -5,8 +5,7 @@ import io
 import sys
 from pathlib import Path
 
-from shared.device import CHOICES
-from shared.options import parse_options, positive_int, seed_number
+from shared.options import DEVICES, parse_options, positive_int, seed_number
 
 import pytest
 
@@ -28,7 +27,7 @@ def test_defaults_and_values() -> None:
     )
     assert vars(given) == {"size": 3, "device": "cpu", "seed": 2**32 - 1, "quick": True, "json": True, "no_plots": True,
                            "out": Path("x")}  # fmt: skip
-    for choice in CHOICES:
+    for choice in DEVICES:
         assert parse("--device", choice).device == choice
 
 

@@ -267,7 +267,7 @@ def torch_against_numpy(lesson: Lesson) -> None:
     if torch.get_num_threads() == 1 < (os.cpu_count() or 1) and os.environ.get("OMP_NUM_THREADS") != "1":
         lesson.note(f"No contest: NumPy may use all cores while PyTorch has one thread here ({evidence}).")
     else:
-        lesson.check("torch keeps up with NumPy on the CPU", gain > 0.8, evidence)
+        lesson.check("torch keeps up with NumPy on the CPU", gain > 0.9, evidence)
     lesson.shows(
         f"at their best, {fastest} is {gain:.2f} times as fast as NumPy at n = {n:,} on this processor. Handing the data "
         "over costs nothing, since both look at the same memory."

@@ -1,1 +1,1 @@
-"""The chapters of tensor_basics.py that fill a file of their own."""
+"""The chapters of the basic scripts that fill a file of their own, and what draws their tensors."""

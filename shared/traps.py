@@ -8,15 +8,15 @@ attribute that None does not have.
 import inspect
 import math
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from types import FrameType
 from typing import Any
 
+from shared.dispatch import Watcher, name_of, tensors_in
 from shared.practice import expect
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def shown(value: object) -> str:
@@ -71,18 +71,18 @@ def expect_predictions(predictions: object, name: str, expressions: Collection[s
         expect(prediction is not None, f"{name}: `{expression}` is still None; write {wanted}")
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(Watcher):
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.largest = 0
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True, the default, imports the whole compiler (4 s) only to keep it away from this mode
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(operation).removeprefix("aten."))
-        return operation(*args, **(kwargs or {}))
+    def saw(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        self.names.append(name_of(operation))
+        for x in tensors_in(result):
+            if x.layout is not torch.strided:  # a sparse tensor has no storage of its own
+                continue
+            self.largest = max(self.largest, x.untyped_storage().nbytes() // x.element_size())
 
 
 def operations(function: Callable[..., object], *args: object) -> list[str]:
@@ -94,6 +94,16 @@ def operations(function: Callable[..., object], *args: object) -> list[str]:
     with recorder:
         function(*args)
     return recorder.names
+
+
+def largest_made(function: Callable[..., object], *args: object) -> int:
+    """How many numbers the largest tensor has that an operation of `function(*args)` returns; a view is as large as
+    the storage that it looks at.
+    """
+    recorder = _Recorder()
+    with recorder:
+        function(*args)
+    return recorder.largest
 
 
 def python_steps(function: Callable[..., object], *args: object) -> int:

@@ -10,6 +10,7 @@ from shared.traps import (
     expect_number,
     expect_predictions,
     expect_tensor,
+    largest_made,
     operations,
     python_steps,
     shown,
@@ -72,6 +73,16 @@ def test_operations_counts_what_reaches_the_device() -> None:
     assert operations(torch.Tensor.item, x[0, 0]) == ["_local_scalar_dense.default"]
     assert operations(lambda n: [x + 1 for _ in range(n)], 5) == ["add.Tensor"] * 5
     assert operations(torch._foreach_add_, [x.clone() for _ in range(9)], 1.0) == ["_foreach_add_.Scalar"]
+
+
+def test_largest_made_counts_what_operations_return() -> None:
+    x = torch.ones(4, 3)
+    assert largest_made(lambda: None) == 0
+    assert largest_made(lambda: x[0] + 1) == 12  # x[0] is a view of the whole
+    assert largest_made(lambda: (torch.ones(5), torch.ones(5, 6, dtype=torch.int8), torch.ones(7))) == 30
+    assert largest_made(lambda: torch.ones(1).expand(1000, 1000)) == 1
+    assert largest_made(lambda n: torch.eye(n).to_sparse().values(), 9) == 81
+    assert largest_made(lambda: torch.ones(8).split(2)) == 8
 
 
 def loop(n: int) -> int:

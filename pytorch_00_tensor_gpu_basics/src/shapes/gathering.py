@@ -115,7 +115,7 @@ def show_classes(lesson: Lesson) -> None:
     one_hot = torch.zeros_like(scores).scatter_(1, labels[:, None], 1)
     own = pick_own_label(scores, labels)
     drawn = grid(labels[:, None], "labels"), grid(scores, "scores", marked=one_hot == 1), "→", grid(own[:, None], "own")
-    lesson.drawing(beside(*drawn, gap=" "))
+    lesson.drawing(beside(*drawn, gap="   "))
     in_pairs = scores[torch.arange(len(labels), device=lesson.device), labels]
     lesson.check(
         "gather picks one number from each row", torch.equal(own, in_pairs), "as scores[arange(3), labels] does"

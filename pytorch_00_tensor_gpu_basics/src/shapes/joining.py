@@ -45,7 +45,7 @@ def show_cat_and_stack(lesson: Lesson) -> None:
     a, b = (torch.arange(start, start + 6, device=lesson.device).view(2, 3) for start in (0, 10))
     lesson.drawing(beside(grid(a, "a"), grid(b, "b"), gap="   "))
     lesson.drawing(
-        beside(*(draw_result(text, a=a, b=b) for text in ("torch.cat([a, b])", "torch.cat([a, b], dim=1)")), gap=" ")
+        beside(*(draw_result(text, a=a, b=b) for text in ("torch.cat([a, b])", "torch.cat([a, b], dim=1)")), gap="   ")
     )
     lesson.drawing(draw_result("torch.stack([a, b])", a=a, b=b))
     stacked = [torch.stack([a, b], dim) for dim in range(3)]

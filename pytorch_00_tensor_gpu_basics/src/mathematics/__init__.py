@@ -1,0 +1,1 @@
+"""The chapters of tensor_math: reductions, broadcasting, matrix products, einsum and the order of contractions."""

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 from shared.commands import docs
+from shared.curriculum import load_rows
 from shared.records import ROOT, projects
 
 import pytest
@@ -114,3 +115,18 @@ def test_links_of_the_pages_lead_somewhere():
     for page in [*ROOT.glob("*.md"), *ROOT.glob("pytorch_*/README.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("project", projects(), ids=lambda project: project.name)
+def test_sections_named_by_the_curriculum_are_sections_of_its_scripts(project):
+    """A row whose section was renamed would never be ticked again."""
+    literals, patterns = set(), set()  # what an f-string fills in may be anything
+    for path in (project / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                patterns.add("".join(re.escape(p.value) if isinstance(p, ast.Constant) else ".+" for p in node.values))
+            elif isinstance(node, ast.Constant):
+                literals.add(node.value)
+    patterns = {pattern for pattern in patterns if re.search(r"\w{3}", pattern)}  # not those that fit anything
+    titles = {title for row in load_rows(project) for title in row.sections} - literals
+    assert [title for title in titles if not any(re.fullmatch(pattern, title) for pattern in patterns)] == []

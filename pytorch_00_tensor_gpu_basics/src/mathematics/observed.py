@@ -1,13 +1,13 @@
 """What PyTorch does in a call, seen rather than assumed: each operation with its shapes and the bytes that it moves."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shared.dispatch import Watcher, name_of, tensors_in
+
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -31,38 +31,27 @@ class Operation:
         return 2 * math.prod(a) * columns
 
 
-class _Observer(TorchDispatchMode):
+class _Observer(Watcher):
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True, the default, imports the whole compiler (3 s) only to keep it away from this mode
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        named = dict(kwargs or {})
-        result = operation(*args, **named)
-        destinations = _tensors(named.pop("out", None))
-        inputs = _tensors((args, named))
-        outputs = _tensors(result)
+    def saw(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        destinations = tensors_in(kwargs.get("out"))
+        inputs = tensors_in(args, {name: value for name, value in kwargs.items() if name != "out"})
+        outputs = tensors_in(result)
         places = {x.untyped_storage().data_ptr() for x in inputs + destinations}
         fresh = [x for x in outputs if x.untyped_storage().data_ptr() not in places]
         writes = bool(fresh) or operation._schema.is_mutable
         self.operations.append(
             Operation(
-                str(operation).removeprefix("aten."),
+                name_of(operation),
                 tuple(tuple(x.shape) for x in inputs),
                 sum(map(_bytes, inputs)) if writes else 0,
                 sum(map(_bytes, outputs)) if writes else 0,
                 sum(map(_bytes, fresh)),
             )
         )
-        return result
-
-
-def _tensors(values: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
 def _bytes(x: torch.Tensor) -> int:

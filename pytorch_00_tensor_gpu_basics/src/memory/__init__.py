@@ -1,0 +1,1 @@
+"""Where memory goes, drawn and counted: one module for each chapter of memory_profiling.py."""

@@ -404,8 +404,8 @@ def draw_fits(axis: Any, x: list[float], y: list[float], fits: dict[str, tuple[f
         axis.plot(ends, [intercept + slope * end for end in ends], marker="", linewidth=2.5,
                   label=f"fitted to {name}: slope {abs(slope):.2f}")  # fmt: skip
     axis.set(
-        xlabel="x (no unit)",
-        ylabel="y (no unit)",
+        xlabel="x",
+        ylabel="y",
         title="One missing axis in the targets, and the model learns their mean",
     )
     axis.legend()

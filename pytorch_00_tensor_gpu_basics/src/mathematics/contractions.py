@@ -192,9 +192,9 @@ def draw_orders(
         if name in marks:
             at_end = flops > math.sqrt(cheap * dear)
             # Above all dots, which lie anywhere; a line leads down to the one that is meant.
-            axis.annotate(f"{marks[name]}\n{name}", (flops, seconds * 1e3), (flops, 1.02), fontsize=10,
-                          ha="right" if at_end else "left", va="bottom", textcoords=axis.get_xaxis_transform(),
-                          arrowprops={"arrowstyle": "-", "linewidth": 0.8, "shrinkB": 4, "relpos": (float(at_end), 0)})  # fmt: skip
+            lead = {"arrowstyle": "-", "linewidth": 0.8, "shrinkB": 4, "relpos": (float(at_end), 0)}
+            axis.annotate(f"{marks[name]}\n{name}", (flops, seconds * 1e3), (flops, 1.02), fontsize=10, va="bottom",
+                          ha="right" if at_end else "left", textcoords=axis.get_xaxis_transform(), arrowprops=lead)  # fmt: skip
     if peak:
         ends = [cheap, dear]
         axis.plot(ends, [flops / peak * 1e3 for flops in ends], color="black", marker="", linestyle="-", linewidth=1,

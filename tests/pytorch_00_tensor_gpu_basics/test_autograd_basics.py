@@ -1,13 +1,10 @@
 """autograd_basics: the whole lesson runs and all its checks hold; engine, graphs and counts agree with oracles."""
 
-import io
 import itertools
-import json
 import math
 import random
-import re
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from pytorch_00_tensor_gpu_basics.src.gradients import (
 from pytorch_00_tensor_gpu_basics.src.gradients.engine import Tracked, unbroadcast
 from pytorch_00_tensor_gpu_basics.src.gradients.kept import KeptBytes
 from shared.snippets import complaint
+from tests.lessons import expect_any_seed, expect_pictures, expect_whole, run_quick
 
 import pytest
 import torch
@@ -55,15 +53,7 @@ SECTIONS = [
 FIGURES = ["slope_error.png", "graph.png", "two_graphs.png", "forgotten_zero_grad.png", "derivatives.png"]
 
 
-def run(folder: Path, *options: str, encoding: str = "utf-8") -> tuple[dict[str, Any], str]:
-    """The record and the text of a quick run, which must succeed."""
-    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    with redirect_stdout(stream):
-        code = autograd_basics.main(["--quick", "--out", str(folder), *options])
-    stream.seek(0)
-    text = stream.read()
-    assert code == 0, text
-    return json.loads((folder / "autograd_basics" / "result.json").read_text(encoding="utf-8")), text
+run = partial(run_quick, autograd_basics)
 
 
 # The whole lesson
@@ -77,12 +67,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], st
 
 def test_every_section_is_there_with_checks_that_hold(lesson: tuple[dict[str, Any], str, Path]) -> None:
     record, text, _ = lesson
-    assert list(dict.fromkeys(check["section"] for check in record["checks"])) == SECTIONS
-    assert all(check["holds"] for check in record["checks"])
-    assert len(record["checks"]) >= 90
-    assert len({check["claim"] for check in record["checks"]}) == len(record["checks"])
-    assert all(check["evidence"] for check in record["checks"])
-    assert text.count("What this shows") == len(SECTIONS)
+    expect_whole(record, text, SECTIONS, least_checks=90)
 
 
 def test_measurements_and_pictures_are_kept(lesson: tuple[dict[str, Any], str, Path]) -> None:
@@ -90,13 +75,11 @@ def test_measurements_and_pictures_are_kept(lesson: tuple[dict[str, Any], str, P
     names = {measurement["name"] for measurement in record["measurements"]}
     assert names == {"largest deviation of a gradient", "training step", "forward", "backward", "gradient", "kept",
                      "gradients of each sample"}  # fmt: skip
-    assert record["figures"] == FIGURES
-    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in FIGURES)
+    expect_pictures(record, folder, FIGURES)
 
 
 def test_the_text_fits_and_has_the_messages_of_pytorch(lesson: tuple[dict[str, Any], str, Path]) -> None:
     _, text, _ = lesson
-    assert max(map(len, text.splitlines())) <= 100
     for said in ("not a leaf Tensor is being accessed", "can't optimize a non-leaf", "only for scalar outputs",
                  "does not have a grad_fn", "a second time", "modified by an inplace operation",
                  "a view of a leaf Variable", "returns multiple views", "Inference tensors cannot be saved",
@@ -106,14 +89,7 @@ def test_the_text_fits_and_has_the_messages_of_pytorch(lesson: tuple[dict[str, A
 
 @pytest.mark.parametrize("seed", [1, 2**32 - 1])
 def test_any_seed_in_a_narrow_terminal(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    record, text = run(tmp_path, "--seed", str(seed), "--no-plots", "--device", "cpu", encoding="ascii")
-    assert record["seed"] == seed
-    assert record["figures"] == []
-    assert [line for line in text.splitlines() if len(line) > 60 and str(tmp_path) not in line] == []
-    assert not re.search(r"\?[^?\n]*\?", text.partition("-- Result")[0]), (
-        "a sign that ASCII lacks became a question mark"
-    )
+    expect_any_seed(autograd_basics, seed, tmp_path, monkeypatch)
 
 
 @pytest.mark.gpu

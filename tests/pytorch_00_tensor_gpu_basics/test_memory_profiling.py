@@ -5,16 +5,15 @@ the allocator. What a GPU really does is tested where there is one.
 """
 
 import gc
-import io
 import itertools
 import json
 import pickle
 import random
-import re
 import subprocess
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,6 +39,7 @@ from pytorch_00_tensor_gpu_basics.src.memory.caching_allocator import (
     run_trace,
 )
 from pytorch_00_tensor_gpu_basics.src.memory.ledger import Ledger, bytes_kept_for_backward
+from tests.lessons import expect_any_seed, expect_pictures, expect_whole, run_quick
 from tests.pretend_cuda import H200, Machine
 
 import pytest
@@ -64,15 +64,7 @@ SECTIONS = [
 PICTURES = ["training_step.png", "checkpointing.png", "fragmentation.png"]
 
 
-def run(folder: Path, *options: str, encoding: str = "utf-8") -> tuple[dict[str, Any], str]:
-    """The record and the text of a quick run, which must succeed."""
-    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    with redirect_stdout(stream):
-        code = memory_profiling.main(["--quick", "--out", str(folder), *options])
-    stream.seek(0)
-    text = stream.read()
-    assert code == 0, text
-    return json.loads((folder / "memory_profiling" / "result.json").read_text(encoding="utf-8")), text
+run = partial(run_quick, memory_profiling)
 
 
 # The whole lesson
@@ -86,12 +78,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], st
 
 def test_every_section_is_there_with_checks_that_hold(lesson: tuple[dict[str, Any], str, Path]) -> None:
     record, text, _ = lesson
-    assert list(dict.fromkeys(check["section"] for check in record["checks"])) == SECTIONS
-    assert all(check["holds"] for check in record["checks"])
-    assert len(record["checks"]) >= 60
-    assert len({check["claim"] for check in record["checks"]}) == len(record["checks"])
-    assert all(check["evidence"] for check in record["checks"])
-    assert text.count("What this shows") == len(SECTIONS)
+    expect_whole(record, text, SECTIONS, least_checks=60)
 
 
 def test_measurements_and_pictures_are_kept(lesson: tuple[dict[str, Any], str, Path]) -> None:
@@ -108,13 +95,11 @@ def test_measurements_and_pictures_are_kept(lesson: tuple[dict[str, Any], str, P
         "part that fits",
     }
     assert all(measurement["value"] >= 0 for measurement in record["measurements"])
-    assert record["figures"] == PICTURES
-    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in PICTURES)
+    expect_pictures(record, folder, PICTURES)
 
 
 def test_the_text_fits_and_says_what_is_missing(lesson: tuple[dict[str, Any], str, Path]) -> None:
     record, text, _ = lesson
-    assert max(map(len, text.splitlines())) <= 100
     notes = " ".join(record["notes"])
     for said in ("memory_snapshot.pickle", "pytorch.org/memory_viz", "GPU's own allocator"):
         assert said in notes
@@ -124,14 +109,7 @@ def test_the_text_fits_and_says_what_is_missing(lesson: tuple[dict[str, Any], st
 
 @pytest.mark.parametrize("seed", [1, 2**32 - 1])
 def test_any_seed_in_a_narrow_terminal(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    record, text = run(tmp_path, "--seed", str(seed), "--no-plots", "--device", "cpu", encoding="ascii")
-    assert record["seed"] == seed
-    assert record["figures"] == []
-    assert [line for line in text.splitlines() if len(line) > 60 and str(tmp_path) not in line] == []
-    assert not re.search(r"\?[^?\n]*\?", text.partition("-- Result")[0].replace("Whose memory is it?", "")), (
-        "a sign that ASCII lacks became a question mark"
-    )
+    expect_any_seed(memory_profiling, seed, tmp_path, monkeypatch)
 
 
 # The ledger
@@ -746,7 +724,6 @@ def test_the_branches_for_a_gpu(
     assert (tmp_path / "memory_profiling" / "memory_snapshot.pickle").exists()
     assert gpu.fraction == 1.0
     assert gpu.recording[-1] == {"enabled": None}  # type: ignore[attr-defined]
-    assert max(map(len, text.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,20 +1,18 @@
 """tensor_basics: the whole lesson runs and all its checks hold; what it computes agrees with oracles."""
 
-import io
 import itertools
-import json
 import math
 import random
-import re
 import struct
-from contextlib import redirect_stdout
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pytorch_00_tensor_gpu_basics.src import tensor_basics
 from pytorch_00_tensor_gpu_basics.src.basics import number_formats, numpy_bridge
 from pytorch_00_tensor_gpu_basics.src.basics.number_formats import FLOATS
+from tests.lessons import expect_any_seed, expect_whole, run_quick
 
 import numpy as np
 import pytest
@@ -40,15 +38,7 @@ SECTIONS = [
 ]
 
 
-def run(folder: Path, *options: str, encoding: str = "utf-8") -> tuple[dict[str, Any], str]:
-    """The record and the text of a quick run, which must succeed."""
-    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    with redirect_stdout(stream):
-        code = tensor_basics.main(["--quick", "--out", str(folder), *options])
-    stream.seek(0)
-    text = stream.read()
-    assert code == 0, text
-    return json.loads((folder / "tensor_basics" / "result.json").read_text(encoding="utf-8")), text
+run = partial(run_quick, tensor_basics)
 
 
 # The whole lesson
@@ -62,12 +52,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], st
 
 def test_every_section_is_there_with_checks_that_hold(lesson: tuple[dict[str, Any], str, Path]) -> None:
     record, text, _ = lesson
-    assert list(dict.fromkeys(check["section"] for check in record["checks"])) == SECTIONS
-    assert all(check["holds"] for check in record["checks"])
-    assert len(record["checks"]) >= 50
-    assert len({check["claim"] for check in record["checks"]}) == len(record["checks"])
-    assert all(check["evidence"] for check in record["checks"])
-    assert text.count("What this shows") == len(SECTIONS)
+    expect_whole(record, text, SECTIONS, least_checks=50)
 
 
 def test_measurements_and_picture_are_kept(lesson: tuple[dict[str, Any], str, Path]) -> None:
@@ -81,21 +66,13 @@ def test_measurements_and_picture_are_kept(lesson: tuple[dict[str, Any], str, Pa
 
 def test_the_text_fits_and_hides_nothing(lesson: tuple[dict[str, Any], str, Path]) -> None:
     _, text, _ = lesson
-    assert max(map(len, text.splitlines())) <= 100
     for said in ("Can't call numpy() on Tensor", "not writable", "Double and Float", "BFloat16", "negative"):
         assert said in " ".join(text.split())
 
 
 @pytest.mark.parametrize("seed", [1, 2**32 - 1])
 def test_any_seed_in_a_narrow_terminal(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    record, text = run(tmp_path, "--seed", str(seed), "--no-plots", "--device", "cpu", encoding="ascii")
-    assert record["seed"] == seed
-    assert record["figures"] == []
-    assert [line for line in text.splitlines() if len(line) > 60 and str(tmp_path) not in line] == []
-    assert not re.search(r"\?[^?\n]*\?", text.partition("-- Result")[0]), (
-        "a sign that ASCII lacks became a question mark"
-    )
+    expect_any_seed(tensor_basics, seed, tmp_path, monkeypatch)
 
 
 @pytest.mark.gpu

@@ -1,13 +1,11 @@
 """tensor_math: the whole lesson runs and all its checks hold; what it computes agrees with oracles."""
 
-import io
 import itertools
-import json
 import math
 import random
 import re
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +20,7 @@ from pytorch_00_tensor_gpu_basics.src.mathematics import (
     reductions,
 )
 from pytorch_00_tensor_gpu_basics.src.mathematics.observed import flops_seen, moved_bytes, new_bytes, observe
+from tests.lessons import expect_any_seed, expect_pictures, expect_whole, run_quick
 
 import numpy as np
 import pytest
@@ -57,15 +56,7 @@ FIGURES = ["long_sums.png", "silent_broadcast.png", "contraction_orders.png"]
 CPU = torch.device("cpu")
 
 
-def run(folder: Path, *options: str, encoding: str = "utf-8") -> tuple[dict[str, Any], str]:
-    """The record and the text of a quick run, which must succeed."""
-    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    with redirect_stdout(stream):
-        code = tensor_math.main(["--quick", "--out", str(folder), *options])
-    stream.seek(0)
-    text = stream.read()
-    assert code == 0, text
-    return json.loads((folder / "tensor_math" / "result.json").read_text(encoding="utf-8")), text
+run = partial(run_quick, tensor_math)
 
 
 # The whole lesson
@@ -79,12 +70,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], st
 
 def test_every_section_is_there_with_checks_that_hold(lesson: tuple[dict[str, Any], str, Path]) -> None:
     record, text, _ = lesson
-    assert list(dict.fromkeys(check["section"] for check in record["checks"])) == SECTIONS
-    assert all(check["holds"] for check in record["checks"])
-    assert len(record["checks"]) >= 100
-    assert len({check["claim"] for check in record["checks"]}) == len(record["checks"])
-    assert all(check["evidence"] for check in record["checks"])
-    assert text.count("What this shows") == len(SECTIONS)
+    expect_whole(record, text, SECTIONS, least_checks=100)
 
 
 def test_measurements_and_pictures_are_kept(lesson: tuple[dict[str, Any], str, Path]) -> None:
@@ -94,13 +80,11 @@ def test_measurements_and_pictures_are_kept(lesson: tuple[dict[str, Any], str, P
     assert all(measurement["value"] > 0 for measurement in record["measurements"])
     limited = [measurement for measurement in record["measurements"] if measurement["unit"].endswith("FLOP/s")]
     assert all(0 < measurement["limit"]["share"] <= 1.0001 for measurement in limited)
-    assert record["figures"] == FIGURES
-    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in FIGURES)
+    expect_pictures(record, folder, FIGURES)
 
 
 def test_the_text_fits_and_hides_nothing(lesson: tuple[dict[str, Any], str, Path]) -> None:
     _, text, _ = lesson
-    assert max(map(len, text.splitlines())) <= 100
     for said in ("can't be cast", "non-singleton dimension", "This will likely lead to incorrect results",
                  "mat1 and mat2 shapes cannot be multiplied", "einsum", "floating point"):  # fmt: skip
         assert said in " ".join(text.split())
@@ -108,15 +92,7 @@ def test_the_text_fits_and_hides_nothing(lesson: tuple[dict[str, Any], str, Path
 
 @pytest.mark.parametrize("seed", [1, 2**32 - 1])
 def test_any_seed_in_a_narrow_terminal(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    record, text = run(tmp_path, "--seed", str(seed), "--no-plots", "--device", "cpu", encoding="ascii")
-    assert record["seed"] == seed
-    assert record["figures"] == []
-    prose = [line for line in text.splitlines() if not line.startswith("    ")]  # drawings keep their width
-    assert [line for line in prose if len(line) > 60 and str(tmp_path) not in line] == []
-    assert not re.search(r"\?[^?\n]*\?", text.partition("-- Result")[0]), (
-        "a sign that ASCII lacks became a question mark"
-    )
+    expect_any_seed(tensor_math, seed, tmp_path, monkeypatch)
 
 
 @pytest.mark.gpu

@@ -1,17 +1,17 @@
 """tensor_shapes: the whole lesson runs and all its checks hold; what it computes agrees with oracles."""
 
-import io
 import itertools
-import json
 import math
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pytorch_00_tensor_gpu_basics.src import tensor_shapes
 from pytorch_00_tensor_gpu_basics.src.shapes import axis_order, costs, gathering, joining, looking, picking, rearranging
+from tests.lessons import expect_any_seed, expect_pictures, expect_whole, run_quick
 from tests.pretend_cuda import pretended_machine
 
 import numpy as np
@@ -45,17 +45,7 @@ SECTIONS = [
 FIGURES = ["growing.png", "reshape_is_not_permute.png", "view_and_copy.png", "walks.png"]
 
 Run = tuple[dict[str, Any], str]
-
-
-def run(folder: Path, *options: str, encoding: str = "utf-8") -> Run:
-    """The record and the text of a quick run, which must succeed."""
-    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    with redirect_stdout(stream):
-        code = tensor_shapes.main(["--quick", "--out", str(folder), *options])
-    stream.seek(0)
-    text = stream.read()
-    assert code == 0, text
-    return json.loads((folder / "tensor_shapes" / "result.json").read_text(encoding="utf-8")), text
+run = partial(run_quick, tensor_shapes)
 
 
 # The whole lesson
@@ -69,12 +59,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], st
 
 def test_every_section_is_there_with_checks_that_hold(lesson: tuple[dict[str, Any], str, Path]) -> None:
     record, text, _ = lesson
-    assert list(dict.fromkeys(check["section"] for check in record["checks"])) == SECTIONS
-    assert all(check["holds"] for check in record["checks"])
-    assert len(record["checks"]) >= 90
-    assert len({check["claim"] for check in record["checks"]}) == len(record["checks"])
-    assert all(check["evidence"] for check in record["checks"])
-    assert text.count("What this shows") == len(SECTIONS)
+    expect_whole(record, text, SECTIONS, least_checks=90)
 
 
 def test_measurements_and_pictures_are_kept(lesson: tuple[dict[str, Any], str, Path]) -> None:
@@ -85,13 +70,11 @@ def test_measurements_and_pictures_are_kept(lesson: tuple[dict[str, Any], str, P
     walks = [measurement for measurement in record["measurements"] if measurement["name"] == "walk"]
     assert [walk["params"]["walk"] for walk in walks] == [walk.name for walk in costs.WALKS]
     assert all(0 < walk["limit"]["share"] <= 1 for walk in walks)
-    assert record["figures"] == FIGURES
-    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in FIGURES)
+    expect_pictures(record, folder, FIGURES)
 
 
 def test_the_text_fits_and_shows_what_pytorch_says(lesson: tuple[dict[str, Any], str, Path]) -> None:
     _, text, _ = lesson
-    assert max(map(len, text.splitlines())) <= 100
     for said in ("index 3 is out of bounds", "step must be", "shape of the mask", "ambiguous", "shape mismatch",
                  "same number of dimensions", "Sizes of tensors must match", "stack expects each tensor", "sum exactly",
                  "is invalid for input of size 8", "view size is not compatible", "0-d tensor",
@@ -101,13 +84,7 @@ def test_the_text_fits_and_shows_what_pytorch_says(lesson: tuple[dict[str, Any],
 
 @pytest.mark.parametrize("seed", [1, 2**32 - 1])
 def test_any_seed_in_a_narrow_terminal(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    record, text = run(tmp_path, "--seed", str(seed), "--no-plots", "--device", "cpu", encoding="ascii")
-    assert record["seed"] == seed
-    assert record["figures"] == []
-    lesson_text = text.partition("-- Result")[0]
-    assert [line for line in lesson_text.splitlines() if len(line) > 60] == []
-    assert "?" not in lesson_text, "a sign that ASCII lacks became a question mark"
+    expect_any_seed(tensor_shapes, seed, tmp_path, monkeypatch)
 
 
 class WaitsLikeAGpu(TorchFunctionMode):

@@ -8,18 +8,9 @@ import torch
 
 # Not of three tensors: PyTorch may add in another order, and a further operation may blow the rounding up.
 EINSUMS = (
-    "ij,jk->ik",
-    "ij,ij->i",
-    "ij->ji",
-    "i,j->ij",
-    "ii->i",
-    "ij,j",
-    "bij,bjk->bik",
-    "ij,kj->ki",
-    "i,i",
-    "ij->",
+    "ij,jk->ik", "ij,ij->i", "ij->ji", "i,j->ij", "ii->i", "ij,j", "bij,bjk->bik", "ij,kj->ki", "i,i", "ij->",
     "ij,ik->jk",
-)
+)  # fmt: skip
 ELEMENTWISE = ("exp", "log", "sqrt", "sin", "cos", "tanh", "sigmoid", "relu", "abs")
 
 

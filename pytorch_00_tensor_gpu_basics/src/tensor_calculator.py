@@ -5,7 +5,7 @@ draws how shapes meet, walks back for a gradient, and answers a mistake with the
 lesson is a tour through it, in which each of its rules is checked against PyTorch, and 10,000 hostile lines try to
 break it. Use it as a tool, too:
 
-    python src/tensor_calculator.py            the lesson, about 30 seconds
+    python src/tensor_calculator.py            the lesson, about 20 seconds
     python src/tensor_calculator.py --quick    the same path with fewer random lines, a few seconds
     python src/tensor_calculator.py "a = arange(6).reshape(2, 3)" "a @ a.T"    explains these lines
     python src/tensor_calculator.py --prompt   asks for lines; help, quit, Tab and arrow keys work

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from shared import records
 from shared.commands import choose_projects, command_line, project_title, reference_records, shown
+from shared.curriculum import find_scripts
 from shared.errors import CannotRun
 from shared.page import Column, bar_html, list_html, picture_html, table_html
 from shared.records import Record, make_writable, read_record, write_atomically
@@ -54,8 +55,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def find_records(project: Path) -> list[Path]:
-    """The last record of each script that has run here, at full size where there is one."""
-    return sorted((project / "results").glob("*/result.json"))
+    """The last record of each script of `project` that has run here, in the curriculum's order of scripts."""
+    order = [script.stem for script in find_scripts(project)]
+    found = sorted((project / "results").glob("*/result.json"))
+    return sorted(found, key=lambda path: order.index(path.parent.name) if path.parent.name in order else len(order))
 
 
 def render_records(paths: Sequence[Path]) -> tuple[list[Rendered], list[str]]:

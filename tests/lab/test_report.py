@@ -77,6 +77,16 @@ def test_sections_keep_the_order_of_the_run(report, tree):
     assert positions[1] < page.texts.index("Three") < positions[3]
 
 
+def test_scripts_come_in_the_order_of_the_curriculum(report, tree):
+    for name in ("another", "first", "second"):
+        tree.write_record(tree.record(name, [tree.check()]))
+    names = ("second", "first", "another")  # row 00.01, row 00.02, and one of no row
+    assert [path.parent.name for path in find_records(tree.alpha)] == list(names)
+    page, _ = report()
+    places = [page.texts.index(name) for name in names]
+    assert places == sorted(places)
+
+
 def test_the_page_stands_alone(report, tree):
     path = tree.write_record(tree.record("first", [tree.check()], figures=["speed_by_size.png"]))
     (path.parent / "speed_by_size.png").write_bytes(PNG)

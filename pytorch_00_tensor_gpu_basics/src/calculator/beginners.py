@@ -105,8 +105,9 @@ def show_mistakes(lesson: Lesson) -> None:
     )
     lesson.check("nearly all mistakes get such a line", len(mended) > 0.8 * len(mine), f"{len(mended)} of {len(mine)}")
     left = [line for line in mine if line not in mended]
+    readings = max(len(mistake.tries) for mistake in mine.values())
     lesson.shows(
         f"{percent(len(mended) / len(mine))} of these mistakes can be mended by a program that knows nothing but "
-        "shapes and types. It does not know what you meant: x + b has two readings, and both run. Without an offer "
-        f"are {', '.join(left)}: there only you can say what was meant."
+        f"shapes and types. It does not know what you meant: some lines have {readings} readings, and both run. "
+        f"Without an offer are {', '.join(left)}: there only you can say what was meant."
     )

@@ -23,33 +23,11 @@ KEYWORDS = {
     "del": "write clear to forget all variables",
     "print": "nothing has to be printed: write the name alone",
 }
-KEYWORDS |= dict.fromkeys(
-    [
-        "as",
-        "assert",
-        "async",
-        "await",
-        "break",
-        "class",
-        "continue",
-        "def",
-        "except",
-        "exec",
-        "eval",
-        "finally",
-        "global",
-        "is",
-        "lambda",
-        "nonlocal",
-        "pass",
-        "raise",
-        "return",
-        "try",
-        "with",
-        "yield",
-    ],
-    "only expressions and name = expression are calculated here",
+STATEMENTS = (
+    "as assert async await break class continue def except exec eval finally "
+    "global is lambda nonlocal pass raise return try with yield"
 )
+KEYWORDS |= dict.fromkeys(STATEMENTS.split(), "only expressions and name = expression are calculated here")
 
 # The binary signs from the loosest to the tightest; ** stands above them and above the signs before an operand.
 LEVELS = (("<", ">", "<=", ">=", "==", "!="), ("|",), ("&",), ("+", "-"), ("*", "/", "//", "%", "@"))

@@ -270,7 +270,7 @@ def show_siege(lesson: Lesson) -> None:
     slowest_s = time_costly_lines(lesson)
     lesson.shows(
         f"{percent(found.refused.total() / answered)} of the lines were refused and the others calculated; the "
-        f"largest tensor took {bytes_text(found.largest_bytes)}, and the slowest line that is allowed "
+        f"largest tensor took {bytes_text(found.largest_bytes)}, and the slowest of the dear lines "
         f"{seconds_text(slowest_s)}. None of this is clever: a table of names, shapes before numbers, and a bound "
         "on everything that is multiplied. A server that takes input needs the same three."
     )

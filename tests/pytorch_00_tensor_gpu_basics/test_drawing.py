@@ -3,7 +3,7 @@
 import random
 import re
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import MAX_COLUMNS, MAX_ROWS, MAX_WIDTH, beside, grid
+from pytorch_00_tensor_gpu_basics.src.basics.drawing import MAX_COLUMNS, MAX_ROWS, MAX_WIDTH, beside, grid, number
 
 import pytest
 import torch
@@ -39,6 +39,15 @@ def test_blocks_of_a_third_axis() -> None:
         "│ 0 │ 1 │  │ 4 │ 5 │",
         "│ 2 │ 3 │  │ 6 │ 7 │",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1000.0, "1000"), (-123456.0, "-123456"), (1e6, "1e+06"), (999.6, "1000"), (0.5, "0.5"), (1e-05, "1e-05"),
+     (3.14159, "3.14"), (float("nan"), "nan"), (float("-inf"), "-inf"), (12345678, "12345678"), (1 + 2j, "1+2j")],
+)  # fmt: skip
+def test_numbers_stay_short(value: complex, text: str) -> None:
+    assert number(value) == text
 
 
 def test_scalars_bools_and_nothing() -> None:

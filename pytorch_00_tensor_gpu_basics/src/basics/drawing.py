@@ -14,7 +14,10 @@ def number(value: float | int | bool | complex) -> str:
     """`value` in few characters: three significant digits, True as T and False as a dot."""
     if isinstance(value, bool):
         return "T" if value else "·"
-    return str(value) if isinstance(value, int) else f"{value:.3g}"
+    if isinstance(value, int):
+        return str(value)
+    text = f"{value:.3g}"
+    return f"{value:.0f}" if "e+0" in text and abs(value) < 1e6 else text  # 1000 and not 1e+03
 
 
 def grid(x: torch.Tensor, name: str = "", marked: torch.Tensor | None = None) -> str:

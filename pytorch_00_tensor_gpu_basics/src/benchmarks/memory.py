@@ -59,7 +59,7 @@ def stream_kernels(lesson: Lesson) -> None:
     timings, rates = {}, {}
     for kernel in lesson.progress(KERNELS, "kernels"):
         # No cold cache: none of these arrays is still in one when it is read again.
-        budget_s = lesson.pick(full=0.4, quick=0.1)
+        budget_s = lesson.pick(full=0.4, quick=0.05)
         timing = measure(lambda: kernel.run(a, b, c), lesson.device, budget_s=budget_s, cold_cache=lesson.quick)
         timings[kernel.name] = timing
         rates[kernel.name] = kernel.bytes_per_element * count / timing.median_s / 1e9

@@ -116,7 +116,7 @@ def time_first_touch(lesson: Lesson) -> None:
         {"fresh": fill_fresh_memory, "reused": lambda: reused.fill_(1.0)},
         lesson.device,
         rounds=lesson.pick(full=9, quick=5),
-        budget_s=lesson.pick(full=1.0, quick=0.3),
+        budget_s=lesson.pick(full=1.0, quick=0.2),
     )
     slower = ratio(timings["fresh"], timings["reused"])
     for name, timing in timings.items():

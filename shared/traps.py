@@ -8,7 +8,9 @@ attribute that None does not have.
 import inspect
 import math
 import sys
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from types import FrameType
 from typing import Any
@@ -104,6 +106,32 @@ def largest_made(function: Callable[..., object], *args: object) -> int:
     with recorder:
         function(*args)
     return recorder.largest
+
+
+class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
+    """Inside `with saved:` every tensor that autograd saves is followed; it lives as long as a graph that needs it."""
+
+    def __init__(self) -> None:
+        self._seen: list[weakref.ref[_Saved]] = []
+        super().__init__(self._pack, lambda saved: saved.tensor)
+
+    def _pack(self, tensor: torch.Tensor) -> "_Saved":
+        saved = _Saved(tensor.detach())  # a saved result would hold the graph that holds it
+        self._seen.append(weakref.ref(saved))
+        return saved
+
+    def __len__(self) -> int:
+        """How many were saved so far."""
+        return len(self._seen)
+
+    def alive(self) -> int:
+        """How many of them are still in memory."""
+        return sum(saved() is not None for saved in self._seen)
+
+
+@dataclass(eq=False)
+class _Saved:
+    tensor: torch.Tensor
 
 
 def python_steps(function: Callable[..., object], *args: object) -> int:

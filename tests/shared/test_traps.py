@@ -4,6 +4,7 @@ import sys
 
 from shared.practice import Wrong
 from shared.traps import (
+    SavedTensors,
     expect_bool,
     expect_close,
     expect_integer,
@@ -83,6 +84,22 @@ def test_largest_made_counts_what_operations_return() -> None:
     assert largest_made(lambda: torch.ones(1).expand(1000, 1000)) == 1
     assert largest_made(lambda n: torch.eye(n).to_sparse().values(), 9) == 81
     assert largest_made(lambda: torch.ones(8).split(2)) == 8
+
+
+def test_saved_tensors_are_followed_until_their_graph_goes() -> None:
+    w, saved = torch.ones(3, requires_grad=True), SavedTensors()
+    with saved:
+        kept, dropped = w.exp(), w.tanh()
+        with torch.no_grad():
+            w.exp()
+        (w + 1).sum()  # saves nothing
+    (w * w).sum()  # nobody looks on any more
+    assert len(saved) == saved.alive() == 2
+    del dropped
+    assert saved.alive() == 1
+    kept.sum().backward()
+    assert (len(saved), saved.alive()) == (2, 0)
+    assert torch.equal(w.grad, torch.ones(3).exp())
 
 
 def loop(n: int) -> int:

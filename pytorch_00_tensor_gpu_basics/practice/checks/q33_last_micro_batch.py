@@ -2,24 +2,16 @@
 
 import copy
 import math
-import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from shared.practice import expect
-from shared.traps import expect_number
+from shared.traps import SavedTensors, expect_number
 
 import torch
 
 MicroBatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 FEATURES, OUTPUTS, LR = 3, 2, 0.1
-
-
-class Saved:
-    """A tensor that autograd saved; it lives as long as the graph that needs it."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
 
 
 class Descent:
@@ -49,19 +41,14 @@ class Watched(torch.nn.Module):
         self.layers = torch.nn.Sequential(
             torch.nn.Linear(FEATURES, 5), torch.nn.Tanh(), torch.nn.Linear(5, OUTPUTS)
         ).double()
-        self.saved: list[weakref.ref[Saved]] = []
+        self.saved = SavedTensors()
         self.calls: list[tuple[int, int]] = []
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.calls.append((len(inputs), sum(saved() is not None for saved in self.saved)))
+        self.calls.append((len(inputs), self.saved.alive()))
         output = self.layers(inputs)
         assert isinstance(output, torch.Tensor)
         return output
-
-    def pack(self, tensor: torch.Tensor) -> Saved:
-        saved = Saved(tensor)
-        self.saved.append(weakref.ref(saved))
-        return saved
 
 
 def check(answer: Any, seed: int) -> None:
@@ -102,8 +89,8 @@ def expect_step(
 ) -> None:
     before, right_loss = copy.deepcopy(model.layers), whole_batch(model, micro_batches)
     right = [weight.detach() - LR * cast(torch.Tensor, weight.grad) for weight in right_loss[0].parameters()]
-    model.calls, model.saved, optimizer.steps = [], [], 0
-    with torch.autograd.graph.saved_tensors_hooks(model.pack, lambda saved: saved.tensor):
+    model.calls, model.saved, optimizer.steps = [], SavedTensors(), 0
+    with model.saved:
         loss = answer.train_step(model, optimizer, micro_batches)
 
     expect(not isinstance(loss, float) or not math.isnan(loss), f"{call} returned nan: {reason}")

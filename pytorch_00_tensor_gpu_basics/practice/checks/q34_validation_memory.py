@@ -1,24 +1,16 @@
 """Hooks on saved tensors tell what is kept for a backward pass; afterwards the same model is trained one step."""
 
 import math
-import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from shared.practice import expect
-from shared.traps import expect_number
+from shared.traps import SavedTensors, expect_number
 
 import torch
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 FEATURES, OUTPUTS = 4, 2
-
-
-class Saved:
-    """A tensor that autograd saved; it lives as long as the graph that needs it."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
 
 
 class KeepsATable(torch.nn.Module):
@@ -31,21 +23,16 @@ class KeepsATable(torch.nn.Module):
         self.layers = torch.nn.Sequential(
             torch.nn.Linear(FEATURES, 5), torch.nn.Tanh(), torch.nn.Linear(5, OUTPUTS)
         ).double()
-        self.saved: list[weakref.ref[Saved]] = []
+        self.saved = SavedTensors()
         self.alive: list[int] = []
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.alive.append(sum(saved() is not None for saved in self.saved))
+        self.alive.append(self.saved.alive())
         if self.table is None:
             self.table = torch.linspace(0.5, 1.5, OUTPUTS, dtype=torch.float64)
         output = self.layers(inputs) * self.table
         assert isinstance(output, torch.Tensor)
         return output
-
-    def pack(self, tensor: torch.Tensor) -> Saved:
-        saved = Saved(tensor)
-        self.saved.append(weakref.ref(saved))
-        return saved
 
 
 def check(answer: Any, seed: int) -> None:
@@ -80,7 +67,7 @@ def expect_evaluated(
             yield batch
 
     try:
-        with torch.autograd.graph.saved_tensors_hooks(model.pack, lambda saved: saved.tensor):
+        with model.saved:
             error = answer.validation_error(model, read_once())
         is_recording = torch.is_grad_enabled()
     finally:

@@ -164,7 +164,7 @@ WRONG = {
     ),
     "takes the number of each batch": (
         {"validation_error": takes_the_number_of_each_batch},
-        "6 of them are still in memory",
+        "as the last batch begins 0 of them are still in memory",
     ),
     "uses inference_mode": ({"validation_error": uses_inference_mode}, "then the model was trained and stopped"),
     "switches gradients off for good": ({"validation_error": switches_gradients_off}, "leaves gradients switched off"),

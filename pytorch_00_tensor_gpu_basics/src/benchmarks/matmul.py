@@ -240,7 +240,7 @@ def torch_against_numpy(lesson: Lesson) -> None:
         ways["torch, oneDNN"] = lambda: torch.nn.functional.linear(own_a, own_b)
     # The threads of two libraries must not meet: OpenBLAS's spin on their cores for a while after their work.
     pause_s, rounds = lesson.pick(full=(0.12, 9), quick=(0.03, 5))
-    budget_s = lesson.pick(full=1.5, cpu=4.0, quick=0.2)
+    budget_s = lesson.pick(full=1.5, cpu=3.0, quick=0.2)
     timings = compare(ways, CPU, rounds=rounds, budget_s=budget_s, pause_s=pause_s)
     for way, timing in timings.items():
         lesson.record(

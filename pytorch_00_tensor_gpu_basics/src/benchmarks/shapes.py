@@ -23,7 +23,7 @@ def product_rate(lesson: Lesson, m: int, k: int, n: int, dtype: torch.dtype) -> 
     a = torch.randn(m, k, device=lesson.device).to(dtype)
     b = torch.randn(k, n, device=lesson.device).to(dtype)
     out = torch.empty(m, n, device=lesson.device, dtype=dtype)
-    budget_s = lesson.pick(full=0.05, cpu=0.25, quick=0.02)
+    budget_s = lesson.pick(full=0.05, cpu=0.2, quick=0.02)
     timing = measure(lambda: torch.mm(a, b, out=out), lesson.device, budget_s=budget_s)
     rate = 2 * m * k * n / timing.median_s
     scale, unit = in_unit(lesson, "FLOP/s")

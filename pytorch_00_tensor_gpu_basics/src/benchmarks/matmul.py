@@ -147,7 +147,7 @@ def threads_against_one(lesson: Lesson) -> None:
             {"one": _with_threads(1, product), "all": _with_threads(threads, product)},
             CPU,
             rounds=5,
-            budget_s=lesson.pick(full=0.25, quick=0.04),
+            budget_s=lesson.pick(full=0.2, quick=0.04),
         )
         alone.append(timings["one"].median_s)
         together.append(timings["all"].median_s)
@@ -239,7 +239,7 @@ def torch_against_numpy(lesson: Lesson) -> None:
         own_a, own_b = a.to_mkldnn(), b.t().contiguous().to_mkldnn()  # linear() multiplies by the transpose
         ways["torch, oneDNN"] = lambda: torch.nn.functional.linear(own_a, own_b)
     # The threads of two libraries must not meet: OpenBLAS's spin on their cores for a while after their work.
-    pause_s, rounds = lesson.pick(full=(0.12, 9), quick=(0.03, 5))
+    pause_s, rounds = lesson.pick(full=(0.12, 7), quick=(0.03, 5))
     budget_s = lesson.pick(full=1.5, cpu=3.0, quick=0.2)
     timings = compare(ways, CPU, rounds=rounds, budget_s=budget_s, pause_s=pause_s)
     for way, timing in timings.items():

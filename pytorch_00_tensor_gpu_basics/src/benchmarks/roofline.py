@@ -138,7 +138,7 @@ def draw_picture(lesson: Lesson, roof: Roof, points: list[Point], title: str) ->
 def measure_points(lesson: Lesson, dtype: torch.dtype) -> list[Point]:
     """Element-wise kernels at the left, products with ever more columns towards the right."""
     size = torch.finfo(dtype).bits // 8
-    budget_s = lesson.pick(full=0.15, cpu=0.25, quick=0.03)
+    budget_s = lesson.pick(full=0.15, cpu=0.2, quick=0.03)
     count = fitting(lesson.pick(full=2**28, cpu=2**25, quick=2**21), 3 * size, lesson.device)
     a, b = (torch.randn(count, device=lesson.device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)

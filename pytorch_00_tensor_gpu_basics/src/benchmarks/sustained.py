@@ -15,7 +15,7 @@ import torch
 
 
 def measure_sustained(lesson: Lesson) -> None:
-    duration_s = lesson.pick(full=20.0, cpu=4.0, quick=0.5)
+    duration_s = lesson.pick(full=20.0, cpu=3.0, quick=0.5)
     dtype = torch.float32 if lesson.device.type == "cpu" else torch.float16
     lesson.section(
         "Under load",

@@ -225,7 +225,7 @@ def memory_copies(lesson: Lesson) -> None:
             {"into a buffer": lambda: target.copy_(source), "into new memory": lambda: source.clone()},
             lesson.device,
             rounds=5,
-            budget_s=lesson.pick(full=0.3, quick=0.05),
+            budget_s=lesson.pick(full=0.2, quick=0.05),
         )
         seconds.append(timings["into a buffer"].median_s)
         fresh_seconds.append(timings["into new memory"].median_s)

@@ -3,12 +3,12 @@
 import textwrap
 from collections.abc import Iterable
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import beside, grid, number
 from pytorch_00_tensor_gpu_basics.src.calculator.gradients import NUDGE, Gradient, Visit
 from pytorch_00_tensor_gpu_basics.src.calculator.mistakes import Mistake, escaped, point_at
 from pytorch_00_tensor_gpu_basics.src.calculator.pictures import short
 from pytorch_00_tensor_gpu_basics.src.calculator.session import Answer
 from pytorch_00_tensor_gpu_basics.src.calculator.values import DTYPE_NAMES, Node, Step, Value
+from shared.drawing import beside, grid, number
 
 import torch
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import number
 from pytorch_00_tensor_gpu_basics.src.calculator.einsums import Einsum
 from pytorch_00_tensor_gpu_basics.src.calculator.shapes import Shape, shown
+from shared.drawing import number
 
 import torch
 

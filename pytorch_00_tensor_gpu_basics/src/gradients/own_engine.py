@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import beside, grid
 from pytorch_00_tensor_gpu_basics.src.gradients import engine
 from pytorch_00_tensor_gpu_basics.src.gradients.engine import Tracked, unbroadcast
 from pytorch_00_tensor_gpu_basics.src.gradients.expressions import OF_ONE, OF_TWO, Expression, random_expression
+from shared.drawing import beside, grid
 from shared.lesson import Lesson
 from shared.snippets import complaint
 from shared.timing import compare, ratio

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import beside, grid
 from pytorch_00_tensor_gpu_basics.src.mathematics.observed import new_bytes, observe
+from shared.drawing import beside, grid
 from shared.lesson import Lesson
 from shared.snippets import complaint
 from shared.timing import compare, ratio

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import beside, grid
 from pytorch_00_tensor_gpu_basics.src.benchmarks.card import in_unit, raised_to
 from pytorch_00_tensor_gpu_basics.src.mathematics.observed import flops_seen, observe
 from pytorch_00_tensor_gpu_basics.src.mathematics.orders import (
@@ -21,6 +20,7 @@ from pytorch_00_tensor_gpu_basics.src.mathematics.orders import (
     numpys_order,
     written,
 )
+from shared.drawing import beside, grid
 from shared.hardware import matmul_peak
 from shared.lesson import Lesson
 from shared.timing import Timing, compare, ratio

@@ -5,10 +5,10 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import beside, grid
 from pytorch_00_tensor_gpu_basics.src.benchmarks.card import raised_to
 from pytorch_00_tensor_gpu_basics.src.mathematics.broadcasting import Shape, broadcast_shape
 from pytorch_00_tensor_gpu_basics.src.mathematics.observed import flops_seen, observe
+from shared.drawing import beside, grid
 from shared.hardware import matmul_peak
 from shared.lesson import Lesson
 from shared.snippets import complaint, evaluate

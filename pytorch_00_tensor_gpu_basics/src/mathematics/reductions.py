@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import beside, grid
+from shared.drawing import beside, grid
 from shared.lesson import Lesson
 from shared.snippets import complaint, evaluate
 from shared.units import significant

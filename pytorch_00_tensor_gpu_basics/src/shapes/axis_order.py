@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import grid
+from shared.drawing import grid
 from shared.lesson import Lesson
 from shared.units import percent
 

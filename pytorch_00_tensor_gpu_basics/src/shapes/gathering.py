@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import beside, grid
+from shared.drawing import beside, grid
 from shared.lesson import Lesson
 from shared.snippets import complaint
 from shared.traps import operations

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import beside, grid
 from pytorch_00_tensor_gpu_basics.src.basics.numpy_bridge import one_thread
 from pytorch_00_tensor_gpu_basics.src.shapes.looking import draw_result, new_bytes, shares_memory
+from shared.drawing import beside, grid
 from shared.lesson import Lesson
 from shared.snippets import complaint, evaluate
 from shared.timing import compare, ratio

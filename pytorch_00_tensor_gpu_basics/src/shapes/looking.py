@@ -1,6 +1,6 @@
 """What the chapters look at their results with: the drawing of a call, and the question whether memory was shared."""
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import grid
+from shared.drawing import grid
 from shared.snippets import evaluate
 
 import torch

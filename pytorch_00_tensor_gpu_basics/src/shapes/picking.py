@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable
 from types import EllipsisType
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import beside, grid
 from pytorch_00_tensor_gpu_basics.src.shapes.looking import draw_picked, draw_result, new_bytes, shares_memory
+from shared.drawing import beside, grid
 from shared.lesson import Lesson
 from shared.snippets import complaint, evaluate
 

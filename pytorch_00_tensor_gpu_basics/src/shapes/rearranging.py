@@ -1,7 +1,7 @@
 """Other shapes for the same numbers: reshape, squeeze, expand and their relatives; which are views and which copy."""
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import beside, grid
 from pytorch_00_tensor_gpu_basics.src.shapes.looking import draw_result, new_bytes, shares_memory
+from shared.drawing import beside, grid
 from shared.lesson import Lesson
 from shared.snippets import complaint, evaluate
 from shared.units import bytes_text

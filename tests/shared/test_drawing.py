@@ -3,7 +3,7 @@
 import random
 import re
 
-from pytorch_00_tensor_gpu_basics.src.basics.drawing import MAX_COLUMNS, MAX_ROWS, MAX_WIDTH, beside, grid, number
+from shared.drawing import MAX_COLUMNS, MAX_ROWS, MAX_WIDTH, beside, grid, number
 
 import pytest
 import torch

@@ -258,8 +258,8 @@ def show_dropout_as_regulariser(lesson: Lesson) -> None:
     for rate in lesson.progress(rates, "trainings"):
         model = Network(training[0].shape[1], 256, lambda rate=rate: nn.Dropout(rate)).to(lesson.device)
         curves[rate] = []
-        for _ in range(rounds):
-            train_steps(model, training, steps, lr=0.1)
+        for i in range(rounds):
+            train_steps(model, training, steps, lr=0.1 * (1 - i / rounds))  # falling, so that the curves end calmly
             model.eval()
             curves[rate].append((*evaluate(model, training), *evaluate(model, test)))
     last = {rate: curve[-1] for rate, curve in curves.items()}

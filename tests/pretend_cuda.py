@@ -79,9 +79,12 @@ class PretendedTensors(TorchFunctionMode):
         inputs = tensors_in(args, kwargs)
         on_gpu = any(map(is_on_gpu, inputs))
         if function == torch.Tensor.device.__get__:
-            return GPU if on_gpu else CPU
+            return GPU if on_gpu else function(*args)  # the CPU, or meta
         if function == torch.Tensor.is_cuda.__get__:
             return on_gpu
+        if function == torch.Tensor.data.__set__:  # how nn.Module.to moves a parameter
+            args[0].is_pretended = is_on_gpu(args[1])
+            return function(*args)
         name = getattr(function, "__name__", "")
         if on_gpu:
             self.refuse(name, inputs)
@@ -89,7 +92,9 @@ class PretendedTensors(TorchFunctionMode):
             self.machine.cross(*args, **kwargs)
         wanted = asked_device(name, args, kwargs)
         to_gpu = on_gpu if wanted is None else wanted.type == "cuda"
-        if on_gpu and name in ("_scaled_mm", "_int_mm"):
+        if wanted is not None and wanted.type == "meta":
+            result = function(*args, **kwargs)
+        elif on_gpu and name in ("_scaled_mm", "_int_mm"):
             result = product_of_few_bits(self.machine.gpu, name, *args, **kwargs)
         else:
             result = compute(function, name, args, kwargs, on_gpu, to_gpu)
@@ -103,7 +108,7 @@ class PretendedTensors(TorchFunctionMode):
     def refuse(self, name: str, inputs: list[torch.Tensor]) -> None:
         """Raises for what cannot be done with `inputs`, of which at least one lies on the GPU."""
         mixes = any(tensor.dim() and not is_on_gpu(tensor) for tensor in inputs)
-        if mixes and name not in ("copy_", "to"):
+        if mixes and name not in ("copy_", "to", "_has_compatible_shallow_copy_type"):
             raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got cuda:0 and cpu!")
         if name in ("numpy", "pin_memory"):
             raise TypeError(f"{name} of a tensor on cuda:0; it has to be on the CPU")
@@ -126,7 +131,9 @@ def compute(function: Any, name: str, args: Any, kwargs: dict[str, Any], on_gpu:
     kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
     if name in ("to", "cpu", "cuda"):
         kwargs.pop("device", None)
-        rest = [value for value in args[1:] if not isinstance(value, str | torch.device)]
+        rest = [value for value in args[1:] if value is not None and not isinstance(value, str | torch.device)]
+        if rest and isinstance(rest[0], bool):  # non_blocking, where no dtype stands before it
+            rest = []
         moved = args[0].to(*rest, **kwargs) if rest or kwargs else args[0]
         return moved.clone() if moved is args[0] and on_gpu != to_gpu else moved  # it would cross the link
     if name == "pin_memory":
@@ -309,6 +316,9 @@ class Machine:
             "CUDAGraph": CUDAGraph,
             "graph": self.graph,
             "_sleep": lambda cycles: None,
+            "manual_seed_all": lambda seed: None,
+            "get_rng_state": lambda device=None: torch.get_rng_state(),
+            "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
             "is_initialized": lambda: False,
             "_lazy_init": refuse_to_start,
         }

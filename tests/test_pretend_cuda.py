@@ -55,6 +55,28 @@ def test_a_copy_is_a_copy(machine: Machine) -> None:
     ]
 
 
+def test_a_model_moves_and_learns(machine: Machine) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).to("cuda")
+    assert {tensor.device for tensor in model.state_dict().values()} == {GPU}
+    with pytest.raises(RuntimeError, match="same device"):
+        model(torch.ones(2, 3))
+    y = model(torch.randn(2, 3, device="cuda"))
+    y.sum().backward()
+    gradient = model[0].weight.grad
+    assert y.device == GPU
+    assert gradient is not None
+    assert gradient.device == GPU
+    assert {tensor.device.type for tensor in model.to("cpu", non_blocking=True).state_dict().values()} == {"cpu"}
+    assert {tensor.device.type for tensor in model.to("meta").state_dict().values()} == {"meta"}
+
+
+def test_random_numbers_have_a_state(machine: Machine) -> None:
+    state = torch.cuda.get_rng_state()
+    first = torch.randn(3, device="cuda")
+    torch.cuda.set_rng_state(state, GPU)
+    assert torch.randn(3, device="cuda").tolist() == first.tolist()
+
+
 def test_two_devices_do_not_mix(machine: Machine) -> None:
     here, there = torch.ones(2, 2), torch.ones(2, 2, device="cuda")
     for mixed in (
@@ -74,7 +96,7 @@ def test_two_devices_do_not_mix(machine: Machine) -> None:
 @pytest.mark.parametrize(
     "start",
     [
-        lambda: torch.cuda.get_rng_state(),
+        lambda: torch.cuda.initial_seed(),
         lambda: torch._C._cuda_getDeviceCount() or torch.cuda.init(),
         lambda: torch.cuda.ipc_collect(),
         lambda: torch.cuda.set_per_process_memory_fraction(0.5),

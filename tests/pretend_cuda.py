@@ -23,7 +23,6 @@ from tests.fake_nvml import FakeNvml
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -62,7 +61,16 @@ def is_on_gpu(tensor: torch.Tensor) -> bool:
 
 
 def tensors_in(*values: object) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    """As in shared.dispatch, for the nestings that arguments have: three times as fast, and called for every call."""
+    found: list[torch.Tensor] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += tensors_in(*value)
+        elif isinstance(value, dict):
+            found += tensors_in(*value.values())
+    return found
 
 
 class PretendedTensors(TorchFunctionMode):

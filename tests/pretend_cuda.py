@@ -336,6 +336,16 @@ def refuse_to_start() -> None:
     raise AssertionError("this would start CUDA; tests/pretend_cuda.py has no stand-in for it")
 
 
+MAKE_PARAMETER = torch.nn.Parameter.__new__
+
+
+def make_parameter(cls: type, data: torch.Tensor | None = None, requires_grad: bool = True) -> torch.Tensor:
+    """A parameter lies where its data lies; torch makes it without a call that PretendedTensors would see."""
+    parameter: torch.Tensor = MAKE_PARAMETER(cls, data, requires_grad)
+    parameter.is_pretended = data is not None and is_on_gpu(data)  # type: ignore[attr-defined]
+    return parameter
+
+
 @contextmanager
 def pretended_machine(gpu: SimpleNamespace = H200) -> Iterator[Machine]:
     """For the length of a `with` block, torch and pynvml see one GPU."""
@@ -345,6 +355,7 @@ def pretended_machine(gpu: SimpleNamespace = H200) -> Iterator[Machine]:
         for name, stand_in in machine.functions().items():
             patch.setattr(torch.cuda, name, stand_in)
         patch.setattr(torch._C, "_cuda_init", refuse_to_start, raising=False)  # what every other way ends in
+        patch.setattr(torch.nn.Parameter, "__new__", staticmethod(make_parameter))
         patch.setitem(sys.modules, "pynvml", machine.nvml)
         stack.enter_context(PretendedTensors(machine))
         yield machine

@@ -57,7 +57,9 @@ def test_a_copy_is_a_copy(machine: Machine) -> None:
 
 def test_a_model_moves_and_learns(machine: Machine) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).to("cuda")
-    assert {tensor.device for tensor in model.state_dict().values()} == {GPU}
+    made_there = torch.nn.Linear(3, 4, device="cuda")
+    assert {tensor.device for module in (model, made_there) for tensor in module.state_dict().values()} == {GPU}
+    assert made_there(torch.ones(2, 3, device="cuda")).is_cuda
     with pytest.raises(RuntimeError, match="same device"):
         model(torch.ones(2, 3))
     y = model(torch.randn(2, 3, device="cuda"))

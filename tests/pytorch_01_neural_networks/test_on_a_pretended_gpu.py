@@ -1,21 +1,25 @@
 """Every lesson of the project on a GPU that is not there: no tensor may stay behind on the CPU, and all checks hold."""
 
 import importlib
+import json
 from pathlib import Path
 
 from shared.records import ROOT
-from tests.lessons import run_quick
 from tests.pretend_cuda import pretended_machine
 
 import pytest
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "pytorch_01_neural_networks" / "src").glob("*.py"))
 
+# What only a real GPU can show: the stand-in computes on the CPU, whose autocast has other rules.
+NEEDS_A_REAL_ONE = {"autocast on CUDA refuses BCE of probabilities"}
+
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_lesson_holds_on_a_gpu(name: str, tmp_path: Path) -> None:
     script = importlib.import_module(f"pytorch_01_neural_networks.src.{name}")
     with pretended_machine():
-        record, _ = run_quick(script, tmp_path, "--device", "cuda", "--no-plots")
+        script.main(["--quick", "--device", "cuda", "--no-plots", "--out", str(tmp_path)])
+    record = json.loads((tmp_path / name / "result.json").read_text(encoding="utf-8"))
     assert record["device"]["kind"] == "cuda"
-    assert [check for check in record["checks"] if not check["holds"]] == []
+    assert [c for c in record["checks"] if not c["holds"] and c["claim"] not in NEEDS_A_REAL_ONE] == []

@@ -1,0 +1,1 @@
+"""The chapters of loss_functions.py."""

@@ -355,6 +355,7 @@ def pretended_machine(gpu: SimpleNamespace = H200) -> Iterator[Machine]:
         for name, stand_in in machine.functions().items():
             patch.setattr(torch.cuda, name, stand_in)
         patch.setattr(torch._C, "_cuda_init", refuse_to_start, raising=False)  # what every other way ends in
+        patch.setattr(torch.backends.cudnn, "is_acceptable", lambda tensor: False)  # recurrent layers would pack for it
         patch.setattr(torch.nn.Parameter, "__new__", staticmethod(make_parameter))
         patch.setitem(sys.modules, "pynvml", machine.nvml)
         stack.enter_context(PretendedTensors(machine))

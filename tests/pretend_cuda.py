@@ -42,6 +42,9 @@ H200 = properties("NVIDIA H200", (9, 0), 139.8, 132, 60, 1980, 3201, 6144)
 A100 = properties("NVIDIA A100-SXM4-80GB", (8, 0), 79.25, 108, 40, 1410, 1593, 5120)
 T4 = properties("Tesla T4", (7, 5), 14.56, 40, 4, 1590, 5001, 256)
 
+# These take lengths from the CPU, or only ask.
+MAY_MIX = {"copy_", "to", "_has_compatible_shallow_copy_type", "_pack_padded_sequence", "_pad_packed_sequence",
+           "lstm", "gru", "rnn_tanh", "rnn_relu"}  # fmt: skip
 WAITS = {"item", "tolist", "cpu", "__float__", "__int__", "__bool__", "equal", "nonzero", "unique"}
 
 
@@ -111,12 +114,15 @@ class PretendedTensors(TorchFunctionMode):
         for tensor in tensors_in(result):
             if not any(tensor is given for given in inputs):
                 tensor.is_pretended = to_gpu
+        if name in ("_pack_padded_sequence", "_pad_packed_sequence"):
+            result[1].is_pretended = False  # batch sizes and lengths stay with the CPU, which walks along them
         return result
 
     def refuse(self, name: str, inputs: list[torch.Tensor]) -> None:
         """Raises for what cannot be done with `inputs`, of which at least one lies on the GPU."""
         mixes = any(tensor.dim() and not is_on_gpu(tensor) for tensor in inputs)
-        if mixes and name not in ("copy_", "to", "_has_compatible_shallow_copy_type"):
+        indexes = name == "__getitem__" and is_on_gpu(inputs[0])  # by whole numbers from either device
+        if mixes and name not in MAY_MIX and not indexes:
             raise RuntimeError(f"Expected all tensors to be on the same device, but {name} got cuda:0 and cpu!")
         if name in ("numpy", "pin_memory"):
             raise TypeError(f"{name} of a tensor on cuda:0; it has to be on the CPU")
@@ -196,6 +202,9 @@ class Stream:
 
     def query(self) -> bool:
         return True
+
+    def is_capturing(self) -> bool:
+        return False
 
     def synchronize(self) -> None:
         pass
@@ -354,6 +363,7 @@ def pretended_machine(gpu: SimpleNamespace = H200) -> Iterator[Machine]:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name, stand_in in machine.functions().items():
             patch.setattr(torch.cuda, name, stand_in)
+        patch.setattr(torch.accelerator, "current_stream", lambda device=None: machine.streams[-1])  # optimizers ask it
         patch.setattr(torch._C, "_cuda_init", refuse_to_start, raising=False)  # what every other way ends in
         patch.setattr(torch.backends.cudnn, "is_acceptable", lambda tensor: False)  # recurrent layers would pack for it
         patch.setattr(torch.nn.Parameter, "__new__", staticmethod(make_parameter))

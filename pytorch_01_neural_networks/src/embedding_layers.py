@@ -168,7 +168,7 @@ def show_gradient(lesson: Lesson) -> None:
                  f"{uses.tolist()}")  # fmt: skip
     tokens = torch.randint(20, (8, 10), device=lesson.device)
     found = agreement(
-        lambda table: Lookup.apply(table, tokens),  # type: ignore[no-untyped-call]
+        lambda table: Lookup.apply(table, tokens),
         lambda table: F.embedding(tokens, table),
         torch.randn(50, 4, device=lesson.device),
     )

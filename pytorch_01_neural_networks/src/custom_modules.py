@@ -25,6 +25,7 @@ from pytorch_01_neural_networks.src.modules.layer_trials import show_convolution
 from pytorch_01_neural_networks.src.modules.loading import show_loading
 from pytorch_01_neural_networks.src.modules.own_module import show_own_module
 from pytorch_01_neural_networks.src.modules.registration import show_registration, tensors_held
+from pytorch_01_neural_networks.src.modules.tf32 import show_tf32
 from pytorch_01_neural_networks.src.modules.wiring import show_skips, show_two_heads
 from shared.lesson import Lesson
 from shared.snippets import complaint
@@ -352,6 +353,7 @@ def main(argv: list[str] | None = None) -> int:
         show_two_heads(lesson)
         show_convolution(lesson)
         show_layers(lesson)
+        show_tf32(lesson)
         show_slips(lesson)
         show_running_statistics(lesson)
         show_dropout(lesson)

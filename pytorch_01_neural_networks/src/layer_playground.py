@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's shared/, nothing installed
 
-from pytorch_01_neural_networks.src.layers.costs import Cost, find_roof, full_float32
+from pytorch_01_neural_networks.src.layers.costs import Cost, find_roof
 from pytorch_01_neural_networks.src.layers.images import (
     show_convolutions,
     show_normalisation,
@@ -35,6 +35,7 @@ from pytorch_01_neural_networks.src.layers.vectors import (
     show_recurrent,
 )
 from shared.agreement import agreement
+from shared.device import full_float32
 from shared.lesson import Lesson
 from shared.snippets import complaint
 

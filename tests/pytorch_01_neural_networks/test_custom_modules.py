@@ -17,6 +17,7 @@ from pytorch_01_neural_networks.src.modules import (
     own_layers,
     own_module,
     registration,
+    tf32,
     wiring,
 )
 from pytorch_01_neural_networks.src.modules.descent import descend
@@ -40,6 +41,7 @@ SECTIONS = [
     "Two inputs, two outputs, two losses",
     "A convolution is a matrix product",
     "Seven layers of our own against torch.nn",
+    "Ten bits for twenty-three: TF32",
     "What each comparison catches",
     "What BatchNorm remembers",
     "Dropout: the same mask, the same numbers",
@@ -419,21 +421,6 @@ def test_layouts_keep_the_numbers(way: str, shape: tuple[int, ...]) -> None:
     assert laid_out.is_contiguous() == (way == "in order" or (way == "transposed" and len(shape) == 1))
 
 
-def test_the_precision_of_convolutions_is_given_back() -> None:
-    before = torch.backends.cudnn.conv.fp32_precision
-    seen = []
-
-    def fail_inside() -> None:
-        with layer_trials.full_float32():
-            seen.append(torch.backends.cudnn.conv.fp32_precision)
-            raise RuntimeError("on purpose")
-
-    with pytest.raises(RuntimeError, match="on purpose"):
-        fail_inside()
-    assert seen == ["ieee"]
-    assert torch.backends.cudnn.conv.fp32_precision == before
-
-
 def test_formats_that_a_device_lacks_are_compared_on_the_cpu() -> None:
     mps, cuda = torch.device("mps"), torch.device("cuda")
     assert layer_trials.device_for("Linear", torch.float64, mps) == CPU
@@ -572,3 +559,22 @@ def test_our_reader_reads_what_safetensors_writes(dtype: torch.dtype, tmp_path: 
     assert path.stat().st_size == start + sum(x.nbytes for x in state.values())
     with pytest.raises(KeyError):
         files.read_tensor(path, "unknown")
+
+
+# TF32
+
+
+def test_rounding_to_tf32_takes_the_nearest_of_ten_bits() -> None:
+    x = torch.cat([torch.randn(1000), torch.tensor([0.0, -0.0, 1.0, -3.0, 65504.0])])
+    rounded = tf32.round_to_tf32(x)
+    step = 2.0 ** (torch.frexp(x.double()).exponent - 11)  # between neighbours with 10 bits behind the point
+    assert torch.equal(rounded.double(), torch.where(x == 0, 0.0, torch.round(x.double() / step) * step))
+    assert torch.equal(tf32.round_to_tf32(rounded), rounded)
+    assert tf32.round_to_tf32(torch.randn(3, 4).t()).shape == (4, 3)
+
+
+def test_the_default_of_cudnn_is_left_as_it_was() -> None:
+    before = torch.backends.cudnn.conv.fp32_precision
+    x, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
+    assert torch.equal(tf32.as_cudnn_by_default(x, weight), torch.nn.functional.conv2d(x, weight))
+    assert torch.backends.cudnn.conv.fp32_precision == before

@@ -331,13 +331,6 @@ def test_the_roof_is_the_lower_of_two_limits() -> None:
     assert costs.limit_text(cost, costs.Roof(1e15, 1e15)).endswith("% of memory")
 
 
-def test_tf32_is_off_inside_and_as_before_after() -> None:
-    before = torch.backends.cudnn.conv.fp32_precision
-    with costs.full_float32():
-        assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cudnn.rnn.fp32_precision == "ieee"
-    assert torch.backends.cudnn.conv.fp32_precision == before
-
-
 def test_the_counter_does_not_see_attention_in_evaluation() -> None:
     family, layer, x = LAYERS["MultiheadAttention"], nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(2, 3, 8)
     assert prices.count_in_evaluation(family, layer, x) == 0

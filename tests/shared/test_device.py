@@ -204,3 +204,19 @@ def test_a_processor_always_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read() == "unknown processor"
     monkeypatch.setattr(devices.platform, "machine", lambda: "aarch64")
     assert read() == "aarch64"
+
+
+def test_full_float32_is_given_back_after_an_error_too() -> None:
+    kinds = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [kind.fp32_precision for kind in kinds]
+    seen = []
+
+    def fail_inside() -> None:
+        with devices.full_float32():
+            seen.extend(kind.fp32_precision for kind in kinds)
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail_inside()
+    assert seen == ["ieee", "ieee"]
+    assert [kind.fp32_precision for kind in kinds] == before

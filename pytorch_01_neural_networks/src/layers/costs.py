@@ -1,8 +1,6 @@
 """What a layer costs on this device: counted, measured, and beside the limit that no layer can pass."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +8,7 @@ from pytorch_01_neural_networks.src.layers.families import Family
 from pytorch_01_neural_networks.src.layers.features import Embedding
 from pytorch_01_neural_networks.src.layers.planning import Step, build, first_sentence
 from pytorch_01_neural_networks.src.layers.reading import Shape
+from shared.device import full_float32
 from shared.errors import CannotRun
 from shared.hardware import matmul_peak, memory_bandwidth
 from shared.terminal import Row
@@ -20,20 +19,6 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """float32 with all its bits: cuDNN shortens those of a product to TF32 (10 instead of 23) unless told otherwise."""
-    kinds = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
-    before = [kind.fp32_precision for kind in kinds]
-    try:
-        for kind in kinds:
-            kind.fp32_precision = "ieee"
-        yield
-    finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision
 
 
 @dataclass(frozen=True)

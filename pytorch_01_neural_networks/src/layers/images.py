@@ -1,6 +1,6 @@
 """The layers of networks for images: convolutions, pooling, normalisation, and what only rearranges."""
 
-from pytorch_01_neural_networks.src.layers.costs import Cost, Roof, full_float32, limit_text
+from pytorch_01_neural_networks.src.layers.costs import Cost, Roof, limit_text
 from pytorch_01_neural_networks.src.layers.exhibits import (
     Specimen,
     exhibit,
@@ -9,6 +9,7 @@ from pytorch_01_neural_networks.src.layers.exhibits import (
     many_tokens,
 )
 from shared.agreement import agreement
+from shared.device import full_float32
 from shared.lesson import Lesson
 from shared.units import percent, significant
 

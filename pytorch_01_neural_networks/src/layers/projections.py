@@ -2,8 +2,8 @@
 
 import math
 
-from pytorch_01_neural_networks.src.layers.costs import full_float32
 from shared.agreement import agreement
+from shared.device import full_float32
 from shared.lesson import Lesson
 from shared.timing import compare, ratio
 from shared.traps import operations

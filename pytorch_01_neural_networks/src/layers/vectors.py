@@ -2,7 +2,7 @@
 
 import math
 
-from pytorch_01_neural_networks.src.layers.costs import Cost, Roof, full_float32, limit_text, operations_text
+from pytorch_01_neural_networks.src.layers.costs import Cost, Roof, limit_text, operations_text
 from pytorch_01_neural_networks.src.layers.exhibits import (
     Specimen,
     exhibit,
@@ -11,6 +11,7 @@ from pytorch_01_neural_networks.src.layers.exhibits import (
     tokens,
 )
 from shared.agreement import agreement, deviation
+from shared.device import full_float32
 from shared.lesson import Lesson
 from shared.units import percent, significant
 

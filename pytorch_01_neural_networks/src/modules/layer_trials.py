@@ -1,8 +1,7 @@
 """The layers of own_layers.py against torch.nn: random shapes, both modes, float32 and float64."""
 
-import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from pytorch_01_neural_networks.src.modules import own_layers
 from pytorch_01_neural_networks.src.modules.own_layers import windows
 from pytorch_01_neural_networks.src.modules.source import lines_of_code
 from shared.agreement import Agreement, agreement, deviation
+from shared.device import full_float32
 from shared.drawing import beside, grid
 from shared.lesson import Lesson
 from shared.snippets import complaint
@@ -166,18 +166,6 @@ def compare_layers(ours: nn.Module, library: nn.Module, x: torch.Tensor, trainin
     agreed = agreement(ours.train(training), library.train(training), x)
     pairs = zip(ours.buffers(), library.buffers(), strict=True)
     return Trial(agreed, max((deviation(own, right) for own, right in pairs), default=0.0))
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """Convolutions on CUDA keep all bits of float32; by default they round their inputs to TF32, 10 bits behind the point."""
-    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        convolutions.fp32_precision = before
 
 
 def device_for(name: str, dtype: torch.dtype, device: torch.device) -> torch.device:

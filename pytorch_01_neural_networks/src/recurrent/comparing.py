@@ -1,7 +1,6 @@
 """What it takes to hold a recurrent network of our own against the library's."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from pytorch_01_neural_networks.src.recurrent import cells
@@ -37,15 +36,3 @@ class StatesApart(nn.Module):
 
     def forward(self, x: Any, *state: torch.Tensor) -> Any:
         return self.model(x, state if len(state) == 2 else state[0])
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """On CUDA cuDNN's recurrent layers multiply in TF32 unless told otherwise, with 10 bits of each number."""
-    setting: Any = torch.backends.cudnn.rnn
-    before = setting.fp32_precision
-    setting.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before

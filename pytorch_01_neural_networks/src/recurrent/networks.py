@@ -5,10 +5,10 @@ from pytorch_01_neural_networks.src.recurrent.comparing import (
     KINDS,
     TOLERANCES,
     StatesApart,
-    exact_products,
     own_and_library,
 )
 from shared.agreement import Agreement, agreement
+from shared.device import full_float32
 from shared.lesson import Lesson
 from shared.timing import compare, ratio
 from shared.traps import operations
@@ -33,7 +33,7 @@ def network_agreement(kind: str, layers: int, both_ways: bool, device: torch.dev
     x = torch.randn(B, T, C, dtype=dtype).to(device)
     count = 2 if kind == "LSTM" else 1
     state = [torch.randn(layers * (1 + both_ways), B, H, dtype=dtype).to(device) for _ in range(count)]
-    with exact_products():
+    with full_float32():
         return agreement(StatesApart(own), StatesApart(library), x, *state)
 
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from pytorch_01_neural_networks.src.recurrent.comparing import KINDS, TOLERANCES, exact_products, own_and_library
+from pytorch_01_neural_networks.src.recurrent.comparing import KINDS, TOLERANCES, own_and_library
 from shared.agreement import Agreement, agreement, deviation
+from shared.device import full_float32
 from shared.lesson import Lesson
 from shared.snippets import complaint
 from shared.timing import compare
@@ -83,7 +84,7 @@ def packed_agreement(kind: str, device: torch.device, dtype: torch.dtype) -> Agr
     packed = pack(random_sequences(LENGTHS, C, device, dtype))
     count = 2 if kind == "LSTM" else 1
     state = [torch.randn(4, len(LENGTHS), H, dtype=dtype).to(device) for _ in range(count)]
-    with exact_products():
+    with full_float32():
         return agreement(OfPacked(own, packed), OfPacked(library, packed), packed.data, *state)
 
 
@@ -114,7 +115,7 @@ def show_packed_walk(lesson: Lesson) -> None:
     worst = 0.0
     for kind in KINDS:
         _, model = own_and_library(kind, C, H, 2, bidirectional=True, device=lesson.device)
-        with torch.no_grad(), exact_products():
+        with torch.no_grad(), full_float32():
             outputs = pad_packed_sequence(model(library)[0])[0]
             alone = [model(sequence.unsqueeze(1))[0].squeeze(1) for sequence in sequences]
         worst = max(worst, *(deviation(outputs[: len(one), i], one) for i, one in enumerate(alone)))
@@ -169,7 +170,7 @@ def show_padding_mistakes(lesson: Lesson) -> None:
     sequences = random_sequences(lengths.tolist(), C, lesson.device, torch.float32)
     padded, packed = pad_sequence(sequences, batch_first=True), pack_sequence(sequences, enforce_sorted=False)
     model = nn.GRU(C, H, batch_first=True, bidirectional=True).to(lesson.device)
-    with torch.no_grad(), exact_products():
+    with torch.no_grad(), full_float32():
         truth, final = pad_packed_sequence(model(packed)[0], batch_first=True)[0], model(packed)[1]
         output = run_backwards_through_padding(model, padded)
     last, real = take_last_of_padded(output[..., :H]), take_last_real(output[..., :H], lengths.to(lesson.device))
@@ -197,7 +198,7 @@ def show_padding_mistakes(lesson: Lesson) -> None:
         "backwards it spoils them, and no index cures that", backward_off > 1e-3, f"by up to {backward_off:.2f}"
     )
     sentence = sequences[0]
-    with torch.no_grad(), exact_products():
+    with torch.no_grad(), full_float32():
         states = [model(nn.functional.pad(sentence, (0, 0, 0, extra)).unsqueeze(0))[1][0] for extra in (0, 5, 20)]
     moved = max((state - states[0]).norm().item() for state in states) / states[0].norm().item()
     lesson.check("the same sequence, other neighbours: another answer", moved > 0.01,

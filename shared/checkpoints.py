@@ -41,6 +41,7 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
     path: Path
+    torch_version: str  # of the PyTorch that wrote it
     notice: str | None = None
 
 
@@ -113,6 +114,14 @@ def latest(folder: str | Path) -> Path | None:
         # Where there are checkpoints all the same, a process was killed after its first and before it wrote `last`.
         checkpoints = _checkpoints(folder)
         return checkpoints[-1][0] if checkpoints else None
+
+
+def best(folder: str | Path) -> Path | None:
+    """The checkpoint with the highest metric; None where no save had one. Raises CannotRun where `best` is damaged."""
+    try:
+        return _follow(Path(folder) / "best")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _write_files(
@@ -253,7 +262,7 @@ def _load_one(path: Path, map_location: Any) -> Checkpoint:
     except Exception as error:  # the files agree with their manifest, but somebody may have made both
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise CannotRun(f"{file} was not loaded ({reason}); only tensors and plain values are") from None
-    return Checkpoint(manifest["step"], state, path)
+    return Checkpoint(manifest["step"], state, path, manifest["torch"])
 
 
 def _flush(file: BinaryIO) -> None:

@@ -5,8 +5,9 @@
             first_section(lesson)
         return lesson.exit_code
 
-Exit codes: 0, ran and all checks hold; 1, a check failed; 2, cannot run here, with the remedy; 130, interrupted.
-The record appears at the end, whole, as results/NAME/result.json with the figures beside it.
+Exit codes: 0, ran and all checks hold; 1, a check failed; 2, cannot run here, with the remedy; 130, interrupted;
+143, ended by SIGTERM in good order. The record appears at the end, whole, as results/NAME/result.json with the figures
+beside it. Of several processes that torchrun has started, the one of rank 0 speaks and writes.
 """
 
 import ast
@@ -27,7 +28,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from shared import device as devices
-from shared.errors import CannotRun
+from shared.errors import CannotRun, Stopped
 from shared.figures import draw_png
 from shared.options import AddOptions, parse_options
 from shared.practice import load_questions
@@ -64,7 +65,8 @@ class Lesson:
         self.quick: bool = self.options.quick
         self.exit_code = 0
         self.folder = self._choose_folder()
-        self.terminal = Terminal(silent=self.options.json)
+        self.rank = int(os.environ.get("RANK", "0"))  # torchrun sets it
+        self.terminal = Terminal(silent=self.options.json or self.rank > 0)
         self._saved = False
         self._section = ""
         self._checks: list[Record] = []
@@ -87,8 +89,9 @@ class Lesson:
 
     def _begin(self) -> None:
         self.device = devices.pick_device(self.options.device)
-        make_writable(self.folder)
-        self._held.enter_context(only_one_run(self.folder))
+        if self.rank == 0:
+            make_writable(self.folder)
+            self._held.enter_context(only_one_run(self.folder))
         self._started, self._start_s = datetime.now(UTC), time.perf_counter()
         devices.seed_everything(self.options.seed)
         crowded = devices.leave_crowded_cores() if self.device.type == "cpu" else None  # before threads are counted
@@ -110,13 +113,15 @@ class Lesson:
             return False
 
     def _finish(self) -> None:
+        self.exit_code = 0 if all(check["holds"] for check in self._checks) else 1
+        if self.rank > 0:
+            return
         record = self._record()
         text = json.dumps(record, indent=1, allow_nan=False, default=str)  # default: what a script's own options hold
         for file_name, png in self._figures.items():
             write_atomically(self.folder / file_name, png)
         write_atomically(self.folder / "result.json", f"{text}\n".encode())
         self._saved = True
-        self.exit_code = 0 if all(check["holds"] for check in self._checks) else 1
         self._last_lines(record)
         if self.options.json:
             print(json.dumps(record, allow_nan=False, default=str), flush=True)
@@ -127,7 +132,9 @@ class Lesson:
         state = f"{_shown(kept)} is {'written' if self._saved else 'unchanged'}"
         if not kept.exists():
             state = "no record was written"
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, Stopped):
+            self.exit_code, line = error.exit_code, str(error)
+        elif isinstance(error, KeyboardInterrupt):
             place = f" in section {self._section!r}" if self._section else ""
             self.exit_code, line = 130, f"interrupted{place}; {state}"
         elif isinstance(error, BrokenPipeError):  # the reader, such as `head`, has what it wanted
@@ -143,7 +150,10 @@ class Lesson:
             self.exit_code, line = 2, f"{error} ({state})"
         else:
             return False
-        print(f"{self.name}: {line}", file=sys.stderr)
+        if self.rank == 0:
+            print(f"{self.name}: {line}", file=sys.stderr)
+        elif torch.distributed.is_available() and torch.distributed.is_initialized():
+            print(f"{self.name}, rank {self.rank}: {line}", file=sys.stderr)  # before, all ranks meet the same mistake
         return True
 
     def _choose_folder(self) -> Path:

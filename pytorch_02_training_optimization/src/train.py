@@ -1,0 +1,838 @@
+"""What does a training need that has to survive real work: a kill, a full disk, a NaN, two GPUs, a second look in a year?
+
+The complete pipeline, to be read from top to bottom and used: data in three parts, a model, an optimizer with its
+schedule, mixed precision, accumulation, clipping, averaged weights, early stopping, logs, checkpoints from which it goes
+on to the bit, on one device or on many. Each part is taken apart in a script of its own; around the loop stand
+training/settings.py, models.py, data.py, team.py, guards.py and log.py.
+
+    python src/train.py                                   glyphs, a CNN, about two minutes on a laptop
+    python src/train.py --quick                           the same path with tiny sizes, a few seconds
+    python src/train.py --dataset cifar10 --model resnet --augment --epochs 20
+    python src/train.py --config mine.yaml --lr 1e-3      settings from a file, flags first
+    python src/train.py --resume                          goes on with the newest run, after Ctrl-C or a crash
+    torchrun --nproc-per-node 2 src/train.py              the same training by two processes
+    tensorboard --logdir runs                             its curves
+"""
+
+import argparse
+import hashlib
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's shared/, nothing installed
+
+from pytorch_02_training_optimization.src.optimizers.muon import Muon
+from pytorch_02_training_optimization.src.training import settings as configuration
+from pytorch_02_training_optimization.src.training.data import Batches, Data, Pair, load_data
+from pytorch_02_training_optimization.src.training.guards import (
+    Glance,
+    Signals,
+    first_non_finite,
+    is_out_of_memory,
+    memory_advice,
+)
+from pytorch_02_training_optimization.src.training.log import Log, read_metrics
+from pytorch_02_training_optimization.src.training.models import build_model
+from pytorch_02_training_optimization.src.training.settings import Settings
+from pytorch_02_training_optimization.src.training.team import (
+    Team,
+    copy_whole,
+    gathered,
+    join_team,
+    spread,
+    summing_only,
+    use_own_gpu,
+)
+from shared import checkpoints
+from shared import device as devices
+from shared.errors import CannotRun, Stopped
+from shared.generators import restore_rng_state, rng_state
+from shared.hardware import matmul_peak
+from shared.lesson import Lesson
+from shared.units import bytes_text, percent, seconds_text, significant
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+EVALUATION_BATCH = 500
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# The training: one step, and all that a checkpoint holds
+
+
+class NonFinite(Exception):
+    """The loss is NaN or infinite, and the weights are still as they were before this step."""
+
+
+class Training:
+    """Everything that changes while a model is trained, and the one step that changes it."""
+
+    def __init__(self, settings: Settings, data: Data, seed: int, team: Team, device: torch.device, steps: int) -> None:
+        self.settings, self.seed, self.team, self.device, self.steps = settings, seed, team, device, steps
+        devices.seed_everything(seed)  # the same first weights in each process
+        self.mean, self.deviation = data.mean, data.deviation
+        classes = len(data.classes)
+        self.bare = build_model(settings.model, data.shape, classes, settings.width, settings.dropout).to(device)
+        self.model = spread(self.bare, settings.strategy, team, device)
+        if settings.compile:
+            self.model = torch.compile(self.model)
+        self.optimizers = build_optimizers(self.bare, settings, device)
+        self.chosen = [
+            [{key: group[key] for key in ("initial_lr", "weight_decay")} for group in optimizer.param_groups]
+            for optimizer in self.optimizers
+        ]
+        self.dtype, self.why = choose_precision(settings.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.average = Average(self.bare, settings.ema) if settings.ema else None
+        self.step, self.epoch, self.index = 0, 0, 0  # of the next batch: number index of epoch
+        self.lowest_loss, self.disappointments = math.inf, 0  # of the validations, for early stopping
+        self.recent = torch.zeros(2, device=device)  # sum of losses and number of steps since the last line in the log
+        torch.manual_seed(seed + team.rank)  # from here on, dropout may differ between processes
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) bytes to (B, classes), in the numbers that were chosen for the forward pass."""
+        images = (images.float() - self.mean) / self.deviation
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(images)
+
+    def take_step(self, pieces: list[Pair]) -> torch.Tensor:
+        """Change the weights by the gradient of one batch; the gradient's length, as a tensor. Raises NonFinite."""
+        share = lr_share(self.step, self.steps, self.settings.warmup, self.settings.final_lr)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = share * group["initial_lr"]
+        self.model.train()
+        glances = []
+        for number, (images, labels) in enumerate(pieces, 1):
+            images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))
+            with summing_only(self.model, is_last=number == len(pieces)):
+                # Each piece is as large as the others, so the mean over the batch is the mean of their means.
+                loss = F.cross_entropy(
+                    self.logits(images).float(), labels, label_smoothing=self.settings.label_smoothing
+                )
+                glances.append(Glance(self.team.mean(loss.detach())))
+                self.recent[0] += loss.detach() / len(pieces)
+                self.scaler.scale(loss / len(pieces)).backward()
+        self.recent[1] += 1
+        if not all(math.isfinite(glance.read()) for glance in glances):
+            raise NonFinite
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)  # gradients of the true loss, so that the limit below means what it says
+        norm = torch.nn.utils.clip_grad_norm_(self.bare.parameters(), self.settings.clip or math.inf)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)  # does nothing where float16 has overflowed
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+        if self.average:
+            self.average.follow(self.bare)
+        self.step += 1
+        self.index += 1
+        return norm
+
+    @torch.no_grad()
+    def evaluate(self, part: Pair) -> tuple[float, float]:
+        """Mean loss and accuracy over all images of a part, each counted once, whoever computes it."""
+        self.share_buffers()
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device="cpu")
+        images, labels = part
+        # As many batches for each process as for the others: with fsdp they compute every one together.
+        rounds = math.ceil(len(labels) / EVALUATION_BATCH / self.team.size)
+        shares = torch.arange(len(labels)).tensor_split(rounds * self.team.size)[self.team.rank :: self.team.size]
+        with self.average.in_place_of(self.bare) if self.average else nothing():
+            for rows in (share.to(images.device) for share in shares):
+                x, y = images[rows].to(self.device), labels[rows].to(self.device)
+                logits = self.logits(x).float()
+                loss = F.cross_entropy(logits, y, reduction="sum")
+                sums += torch.stack([loss, (logits.argmax(1) == y).sum()]).double().cpu()
+        loss_sum, correct = self.team.total(sums.float().to(self.device)).tolist()
+        return loss_sum / len(labels), correct / len(labels)
+
+    @torch.no_grad()
+    def share_buffers(self) -> None:
+        """BatchNorm's running statistics are of the images that a process has seen: take the mean of all processes."""
+        for buffer in self.bare.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(self.team.mean(buffer))
+
+    def state(self) -> dict[str, Any]:
+        """What a run needs to go on as if nothing had happened. The schedule has no state: it follows from the step."""
+        from torch.distributed.checkpoint import (
+            state_dict as whole,
+        )  # names each tensor, and gathers the pieces of fsdp
+
+        self.share_buffers()
+        options = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return {
+            "settings": asdict(self.settings),
+            "seed": self.seed,
+            "model": whole.get_model_state_dict(self.bare, options=options),
+            "optimizers": whole.get_optimizer_state_dict(self.bare, self.optimizers, options=options),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state() if self.average else None,
+            "random": self.team.gather(rng_state(self.device)),
+            "position": [self.step, self.epoch, self.index],
+            "stopping": [self.lowest_loss, self.disappointments],
+            "recent": self.team.gather(self.recent.cpu()),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        from torch.distributed.checkpoint import state_dict as whole
+
+        options = whole.StateDictOptions(full_state_dict=True)
+        whole.set_model_state_dict(self.bare, state["model"], options=options)
+        whole.set_optimizer_state_dict(self.bare, self.optimizers, state["optimizers"], options=options)
+        for optimizer, groups in zip(self.optimizers, self.chosen, strict=True):
+            for group, chosen in zip(optimizer.param_groups, groups, strict=True):
+                group.update(chosen)  # a resumed run may go on with another lr or weight_decay
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.restore(state["average"])
+        self.step, self.epoch, self.index = state["position"]
+        self.lowest_loss, self.disappointments = state["stopping"]
+        if len(state["random"]) == self.team.size:  # else there are other processes now, with other dropout
+            restore_rng_state(state["random"][self.team.rank])
+            self.recent = state["recent"][self.team.rank].to(self.device)
+
+
+def build_optimizers(model: nn.Module, settings: Settings, device: torch.device) -> list[torch.optim.Optimizer]:
+    """One for all parameters, or Muon for the hidden matrices and AdamW for the rest. Vectors do not decay."""
+    lr, decay = settings.highest_lr, settings.decay
+    hidden: list[nn.Parameter] = []
+    if settings.optimizer == "muon":
+        hidden = [p for block in model.blocks[1:-1] for p in block.parameters() if p.ndim > 1]
+    taken = {id(p) for p in hidden}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},  # biases and norms have nothing to shrink
+    ]
+    fused = device.type in ("cuda", "cpu")  # one kernel for all parameters
+    optimizers: list[torch.optim.Optimizer] = []
+    if settings.optimizer == "sgd":
+        optimizers.append(torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused))
+    else:
+        own_lr = lr if settings.optimizer == "adamw" else configuration.OPTIMIZERS["adamw"][0]
+        optimizers.append(torch.optim.AdamW(groups, lr=own_lr, betas=(0.9, 0.98), fused=fused))
+    if hidden:
+        optimizers.append(Muon(hidden, lr=lr, weight_decay=decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def lr_share(step: int, steps: int, warmup: float, final: float) -> float:
+    """The learning rate of a step as a part of the highest: a straight rise, then half a cosine down to `final`."""
+    rise = warmup * steps
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    done = (step - rise) / max(1.0, steps - 1 - rise)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The type of the forward pass, and why. Weights, gradients and optimizer keep float32 with each of them."""
+    if name == "auto":
+        return devices.autocast_dtype(device)
+    return DTYPES[name], f"--precision {name}"
+
+
+class Average:
+    """An exponential moving average of weights and buffers: a calmer model than the one that is still moving."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.weights = {name: x.detach().clone() for name, x in floats_of(model).items()}
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module) -> None:
+        self.steps += 1
+        # Early on, the mean of the few steps that there were: the random start must not count for a thousand steps.
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(list(self.weights.values()), list(floats_of(model).values()), 1 - decay)
+
+    @contextmanager
+    def in_place_of(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model computes with the average."""
+        tensors = floats_of(model)
+        own = {name: x.detach().clone() for name, x in tensors.items()}
+        try:
+            for name, x in tensors.items():
+                x.detach().copy_(self.weights[name])
+            yield
+        finally:
+            for name, x in tensors.items():
+                x.detach().copy_(own[name])
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "weights": {name: gathered(x) for name, x in self.weights.items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        for name, x in self.weights.items():
+            copy_whole(x, state["weights"][name])
+
+
+def floats_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: x for name, x in model.state_dict(keep_vars=True).items() if x.is_floating_point()}
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    yield
+
+
+# The run: a folder, a loop around the step, and an end in good order whatever comes
+
+
+class Run:
+    """One training's folder: config.yaml, metrics.jsonl, TensorBoard's events, and checkpoints/."""
+
+    def __init__(self, folder: Path, team: Team) -> None:
+        self.folder, self.team = folder, team
+        self.checkpoints = folder / "checkpoints"
+        self.seconds = {"batches": 0.0, "steps": 0.0, "validation": 0.0, "checkpoints": 0.0, "log": 0.0}
+        self.wall_s = 0.0  # of the whole loop
+        self.signals = Signals()
+        self.log: Log | None = None
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        start_s = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start_s
+
+    def save(self, training: Training, metric: float | None = None) -> None:
+        """A checkpoint of this moment. Weights that are no numbers are never saved: raises NonFinite."""
+        with self.timed("checkpoints"):
+            state = training.state()
+            if not all(torch.isfinite(x).all() for x in state["model"].values()):
+                raise NonFinite
+            write = lambda: str(  # noqa: E731
+                checkpoints.save(self.checkpoints, training.step, state, metric=metric, keep=training.settings.keep)
+            )
+            self.team.agree(write)
+
+    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        if self.log:
+            with self.timed("log"):
+                self.log.write(kind, step, values)
+
+
+def train(lesson: Lesson, training: Training, data: Data, run: Run) -> None:
+    """The loop. Ends after the last step, after a disappointment too many, or with Stopped at a signal."""
+    settings, team = training.settings, training.team
+    resumed_at, started_s = training.step, time.perf_counter()
+    steps_per_epoch = training.steps // settings.epochs
+    bar = lesson.progress(range(training.steps - training.step), "steps")  # the time that is left, in a terminal
+    while training.epoch < settings.epochs and not has_stopped_early(training):
+        batches = Batches(data.train, settings.batch_size, training.seed, training.epoch, settings.augment,
+                          settings.accumulate, team.rank, team.size).starting_at(training.index, settings.workers)  # fmt: skip
+        while training.index < steps_per_epoch:
+            with run.timed("batches"):
+                pieces = next(batches)
+            with run.timed("steps"):
+                norm = training.take_step(pieces)
+            next(bar, None)
+            at_log = training.step % settings.log_every == 0 or training.index == steps_per_epoch
+            if at_log:
+                with run.timed("steps"):  # on a GPU, this is where the steps are waited for
+                    loss = team.mean(training.recent[0] / training.recent[1]).item()
+                training.recent.zero_()
+                lr = training.optimizers[-1].param_groups[0]["lr"]
+                run.write("train", training.step, {"loss": loss, "lr": lr, "gradient": float(norm)})
+            if training.index == steps_per_epoch:
+                break  # the epoch's end saves by itself
+            if settings.save_every and training.step % settings.save_every == 0:
+                run.save(training)
+            # Asking the others costs a message and, on a GPU, a wait: with several processes only now and then.
+            if (team.size == 1 or at_log) and team.any(bool(run.signals.received), training.device):
+                stop(run, training)
+        end_epoch(lesson, training, data, run, resumed_at, started_s)
+        if team.any(bool(run.signals.received), training.device) and training.epoch < settings.epochs:
+            stop(run, training)
+
+
+def end_epoch(lesson: Lesson, training: Training, data: Data, run: Run, resumed_at: int, started_s: float) -> None:
+    """Validate, remember for early stopping, save, and say where the training stands."""
+    with run.timed("validation"):
+        loss, accuracy = training.evaluate(data.validation)
+    run.write("validation", training.step, {"loss": loss, "accuracy": accuracy, "epoch": training.epoch + 1})
+    is_better = loss < training.lowest_loss
+    training.disappointments = 0 if is_better else training.disappointments + 1
+    training.lowest_loss = min(loss, training.lowest_loss)
+    training.epoch, training.index = training.epoch + 1, 0
+    run.save(training, metric=-loss)
+    done = training.step - resumed_at
+    passed_s = time.perf_counter() - started_s
+    left_s = passed_s / done * (training.steps - training.step)
+    speed = done * training.settings.batch_size / max(1e-9, run.seconds["batches"] + run.seconds["steps"])
+    lesson.terminal.line(
+        f"  epoch {training.epoch:>2}/{training.settings.epochs}   step {training.step:>5}   "
+        f"validation loss {loss:.3f}, accuracy {100 * accuracy:5.1f} %   {significant(speed)} images/s   "
+        + (f"{seconds_text(left_s)} left" if training.step < training.steps else "done")
+    )
+
+
+def has_stopped_early(training: Training) -> bool:
+    patience = training.settings.patience
+    return bool(patience) and training.disappointments >= patience
+
+
+def stop(run: Run, training: Training) -> None:
+    """A signal has come: everything into a checkpoint, then out."""
+    number = max(run.team.gather(run.signals.received))
+    run.save(training)
+    raise Stopped(
+        f"stopped at step {training.step} of {training.steps}; all of it is saved in {shown_path(run.folder)}, "
+        f"and --resume --name {run.folder.name} goes on",
+        number,
+    )
+
+
+def keep_offending_batch(run: Run, training: Training, data: Data) -> CannotRun:
+    """A loss that is no number: the batch goes into a file, and the first broken tensor gets its name."""
+    settings = training.settings
+    whole = Batches(data.train, settings.batch_size, training.seed, training.epoch, settings.augment)
+    [(images, labels)] = whole[min(training.index, len(whole) - 1)]
+    training.model.train()
+    x = (images.to(training.device).float() - training.mean) / training.deviation
+    with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
+        broken = first_non_finite(training.bare, x) or "the loss alone"
+    path = run.folder / f"bad-batch-{training.step:08d}.pt"
+    if training.team.rank == 0:
+        torch.save({"step": training.step, "images": images.cpu(), "labels": labels.cpu()}, path)
+    return CannotRun(
+        f"the loss of step {training.step + 1} is not finite; first broken: {broken}; the batch is kept in "
+        f"{shown_path(path)}; try --lr {significant(settings.highest_lr / 3)} or --clip 1, from the last checkpoint "
+        f"with --resume or anew"
+    )
+
+
+def shown_path(path: Path) -> str:
+    """As it can be typed from here."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+# The lesson: what is trained, the loop, and what it proves afterwards
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    run = parser.add_argument_group("this run")
+    run.add_argument("--config", type=Path, metavar="FILE", help="settings in YAML; a flag overrides the file")
+    run.add_argument("--name", help="name of the run's folder (default: the time; with --resume: the newest)")
+    run.add_argument("--resume", action="store_true", help="go on from the last checkpoint; begin where there is none")
+    run.add_argument("--fallback", action="store_true", help="where the last checkpoint is damaged, take one before it")
+    run.add_argument("--other-torch", action="store_true", help="go on from a checkpoint of another PyTorch version")
+    configuration.add_settings(parser)
+
+
+def choose_run(lesson: Lesson, team: Team) -> Run:
+    """The folder of this run: one that is named, the newest, or a new one. Raises CannotRun."""
+    options = lesson.options
+    parent = lesson.options.out / "train" / "runs" if options.out else lesson.project / "runs" / "train"
+    # torchrun starts all processes again when one has died: that, too, is a run to go on with.
+    resumes = options.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+    def choose() -> Path:
+        if options.name and Path(options.name).name != options.name:
+            raise CannotRun(f"--name {options.name!r} is a path; give the name of a folder in {shown_path(parent)}")
+        name = options.name or f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S}"
+        if resumes and not options.name:
+            known = sorted((path for path in parent.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime)
+            if not known:
+                raise CannotRun(f"there is no run in {shown_path(parent)} to go on with; begin one without --resume")
+            name = known[-1].parent.name
+        folder = parent / name
+        if not resumes and checkpoints.latest(folder / "checkpoints"):
+            raise CannotRun(
+                f"{shown_path(folder)} holds a training already; --resume --name {name} goes on with it, and another "
+                "--name begins a new one"
+            )
+        try:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotRun(
+                f"cannot write to {folder} ({error.strerror}); choose another folder with --out DIR"
+            ) from None
+        return folder
+
+    return Run(team.agree(choose), team)
+
+
+def choose_settings(lesson: Lesson, saved: checkpoints.Checkpoint | None) -> tuple[Settings, int]:
+    """From the command line, else the checkpoint, else --config, else the defaults; and the seed. Raises CannotRun."""
+    options = vars(lesson.options)
+    quick = {"train_images": 2000, "epochs": 3, "width": 12, "batch_size": 25, "save_every": 50, "log_every": 5}
+    settings = configuration.updated(Settings(), lesson.pick(full={}, quick=quick), "--quick")
+    seed = options["seed"]
+    if options["config"]:
+        values = configuration.read_yaml(options["config"])
+        seed = seed or int(values.pop("seed", 0))
+        settings = configuration.updated(settings, values, str(options["config"]))
+    flags = {name: value for name, value in options.items() if name in configuration.KINDS}
+    if saved:
+        before = configuration.with_defaults(saved.state["settings"])
+        settings = configuration.updated(before, flags, "the command line")
+        configuration.expect_same(settings, before, saved.path)
+        if seed not in (0, saved.state["seed"]):
+            raise CannotRun(f"{saved.path} is of a training with seed {saved.state['seed']}; leave --seed out")
+        return settings, saved.state["seed"]
+    return configuration.updated(settings, flags, "the command line"), seed
+
+
+def load_checkpoint(lesson: Lesson, run: Run) -> checkpoints.Checkpoint | None:
+    """The checkpoint to go on from, verified before it is read; None for a new run. Raises CannotRun."""
+    if not any(run.checkpoints.iterdir()) or checkpoints.latest(run.checkpoints) is None:
+        return None
+    found = checkpoints.load(run.checkpoints, fallback=lesson.options.fallback)
+    if found.torch_version != torch.__version__ and not lesson.options.other_torch:
+        raise CannotRun(
+            f"{shown_path(found.path)} was written by torch {found.torch_version} and this is {torch.__version__}, which "
+            "may round differently; --other-torch goes on all the same"
+        )
+    if not {"settings", "model", "optimizers", "random", "position"} <= found.state.keys():
+        raise CannotRun(f"{shown_path(found.path)} is not a checkpoint of this script; name another run with --name")
+    return found
+
+
+def show_data(lesson: Lesson, data: Data) -> None:
+    lesson.section(
+        "Three parts of the data",
+        "Training images change the weights, validation images choose between versions of the model, and test images are "
+        "looked at once, at the very end. An image in two parts would make the second figure a lie, and nothing in a "
+        "training would show it.",
+    )
+    if data.notice:
+        lesson.note(data.notice)
+    parts = {"training": data.train, "validation": data.validation, "test": data.test}
+    uses = {"training": "gradients", "validation": "early stopping, the best version", "test": "the last line"}
+    lesson.table(
+        [
+            {
+                "part": name,
+                "images": len(labels),
+                "rarest class": int(torch.bincount(labels, minlength=len(data.classes)).min()),
+                "used for": uses[name],
+            }
+            for name, (_, labels) in parts.items()
+        ]
+    )
+    digests = {name: digests_of(images) for name, (images, _) in parts.items()}
+    shared = {
+        f"{a} and {b}": len(digests[a] & digests[b])
+        for a, b in (("training", "validation"), ("training", "test"), ("validation", "test"))
+    }
+    lesson.check(
+        "no image is in two parts", not any(shared.values()),
+        ", ".join(f"{n} in {pair}" for pair, n in shared.items()),
+    )  # fmt: skip
+    x = (data.train[0][:2000].float() - data.mean.cpu()) / data.deviation.cpu()
+    mean, deviation = x.mean().item(), x.std().item()
+    lesson.check(
+        "normalised, channels are near mean 0 and deviation 1", abs(mean) < 0.15 and abs(deviation - 1) < 0.15,
+        f"{mean:+.3f} and {deviation:.3f}, first {len(x):,} images",
+    )  # fmt: skip
+    majority = torch.bincount(data.test[1]).max().item() / len(data.test[1])
+    lesson.shows(
+        f"{data.name} has {len(data.classes)} classes; who always names the most frequent one is right in "
+        f"{percent(majority)} of the test images. That, and not zero, is what an accuracy stands beside."
+    )
+
+
+def digests_of(images: torch.Tensor) -> set[bytes]:
+    return {hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.cpu().numpy()}
+
+
+def show_start(lesson: Lesson, training: Training, data: Data, settings: Settings) -> int:
+    """What is about to be trained. Returns FLOP for one image, forward and backward."""
+    lesson.section(
+        "Before the first step",
+        "Two questions are cheap now and dear later: does the model know nothing yet, and does every weight have an "
+        "optimizer? An untrained model spreads its bets, so its loss should be near ln(classes); far above, its first "
+        "steps are spent on taking back wild guesses.",
+    )
+    count = sum(p.numel() for p in training.bare.parameters())
+    operations = count_operations(training.bare, data.shape, training.device)
+    names = "+".join(type(optimizer).__name__ for optimizer in training.optimizers)
+    pieces = f"{settings.accumulate} piece{'s' * (settings.accumulate > 1)}"
+    lesson.items(
+        {
+            "model": f"{settings.model}, {count:,} parameters, {significant(operations / 1e6)} MFLOP for an image, "
+            "forward and backward",
+            "optimizer": f"{names}, lr {settings.highest_lr} after {percent(settings.warmup)} of warm-up, then a cosine "
+            f"to {percent(settings.final_lr)} of it; weight decay {settings.decay} on matrices",
+            "batch": f"{settings.batch_size} images in {pieces} by {training.team.size} "
+            f"process{'es' * (training.team.size > 1)}; gradients up to length {settings.clip or 'any'}",
+            "precision": f"{str(training.dtype).removeprefix('torch.')}: {training.why}",
+            "run": f"{settings.epochs} epochs of {training.steps // settings.epochs} steps, seed {training.seed}",
+        }
+    )
+    owners = sum(len(group["params"]) for optimizer in training.optimizers for group in optimizer.param_groups)
+    lesson.check(
+        "each parameter has one optimizer", owners == len(list(training.bare.parameters())),
+        f"{owners} of {len(list(training.bare.parameters()))} tensors",
+    )  # fmt: skip
+    if training.step == 0:
+        loss, _ = training.evaluate(tuple(x[:2000] for x in data.validation))
+        expected = math.log(len(data.classes))
+        lesson.check(
+            "the first loss is that of guessing, ln(classes)", abs(loss - expected) < 0.35,
+            f"{loss:.3f} and {expected:.3f}",
+        )  # fmt: skip
+        what = f"the model starts {abs(loss - expected):.2f} from knowing nothing"
+    else:
+        what = f"the training goes on at step {training.step} of {training.steps}, where it was left"
+        lesson.check("the checkpoint is of this training", training.step <= training.steps, f"step {training.step}")
+    lesson.shows(
+        f"{what}; an epoch is {significant(operations * len(data.train[1]) / 1e12)} TFLOP of arithmetic, which no choice "
+        "of Python around it will change."
+    )
+    return operations
+
+
+def count_operations(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
+    """FLOP for one image, forward and backward: three products for each of the forward pass, counted on the shapes."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, *shape, device=device))
+    return 3 * counter.get_total_flops()
+
+
+def show_training(lesson: Lesson, training: Training, data: Data, run: Run) -> None:
+    lesson.section(
+        "The loop",
+        "A step in five lines: forward, loss, backward, clip, update. Around it stands what a long training needs: "
+        "every number goes to metrics.jsonl and TensorBoard, every epoch is validated, and a checkpoint with the weights, "
+        "the optimizer, the random generators and the position in the data makes any end a pause.",
+    )
+    try:
+        with run.signals.caught():
+            if training.step == 0:
+                run.save(training)  # a folder that cannot take it is found now, and a kill in the first epoch costs nothing
+            start_s = time.perf_counter()
+            run.seconds = dict.fromkeys(run.seconds, 0.0)
+            train(lesson, training, data, run)
+            run.wall_s = time.perf_counter() - start_s
+    except NonFinite:
+        error = keep_offending_batch(run, training, data)
+        raise error if training.team.rank == 0 else SystemExit(2) from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        settings = training.settings
+        advice = memory_advice(error, training.device, settings.batch_size, settings.accumulate, training.team.size)
+        raise CannotRun(advice) from None
+    lines = read_metrics(run.folder)
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+    validations = [line for line in lines if line["kind"] == "validation"]
+    lesson.check(
+        "metrics.jsonl has each step once, in order", steps == sorted(set(steps)) and steps[-1] == training.step,
+        f"{len(steps)} lines to step {steps[-1]}",
+    )  # fmt: skip
+    lesson.check(
+        "the loss has fallen", losses[steps[-1]] < losses[steps[0]],
+        f"{losses[steps[0]]:.3f} at step {steps[0]}, {losses[steps[-1]]:.3f} at step {steps[-1]}",
+    )  # fmt: skip
+    best = max(validations, key=lambda line: line["accuracy"])
+    early = " It stopped early." if has_stopped_early(training) and training.step < training.steps else ""
+    lesson.shows(
+        f"{training.step} steps took the loss from {losses[steps[0]]:.2f} to {losses[steps[-1]]:.3f}; the best validation "
+        f"accuracy, {100 * best['accuracy']:.1f} %, is that of epoch {best['epoch']}.{early}"
+    )
+
+    def draw(curve: Any, rate: Any) -> None:
+        curve.plot(list(losses), list(losses.values()), color="0.6", label="training (batches)")
+        places = [line["step"] for line in validations]
+        curve.plot(places, [line["loss"] for line in validations], "ko-", label="validation")
+        curve.set(xlabel="step", ylabel="cross-entropy", yscale="log", title="Loss")
+        curve.legend()
+        rate.plot(steps, [line["lr"] for line in lines if line["kind"] == "train"], "k-")
+        rate.set(xlabel="step", ylabel="learning rate", title="Warm-up and cosine")
+
+    lesson.figure("training_curves", draw, columns=2)
+
+
+def show_checkpoints(lesson: Lesson, training: Training, data: Data, run: Run) -> None:
+    lesson.section(
+        "What is on the disk",
+        "A checkpoint is worth what it can restore. The last one is read back here, its SHA-256 verified before anything "
+        "in it is parsed, and one further step is taken twice: from the state in memory and from the state on the disk.",
+    )
+    saved = checkpoints.load(run.checkpoints)
+    files = sorted(saved.path.parent.glob("step-*"))
+    size = sum(file.stat().st_size for file in saved.path.iterdir())
+    best = checkpoints.best(run.checkpoints)
+    lesson.items(
+        {
+            "kept": ", ".join(path.name for path in files),
+            "last": f"{saved.path.name}, {bytes_text(size)}",
+            "best": best.name if best else "none",
+            "held": ", ".join(saved.state),
+        }
+    )
+    lesson.check("the last checkpoint is of the last step", saved.step == training.step, f"step {saved.step}")
+    pieces = Batches(data.train, training.settings.batch_size, training.seed, training.epoch,
+                     pieces=training.settings.accumulate)[0]  # fmt: skip
+    training.take_step(pieces)
+    from_memory = digest_of(training)
+    training.restore(saved.state)
+    is_where_it_was = training.step == saved.step
+    training.take_step(pieces)
+    from_disk = digest_of(training)
+    exact = training.device.type == "cpu" or training.settings.deterministic
+    if exact:
+        lesson.check(
+            "from the disk, the next step gives the same bits", from_disk == from_memory and is_where_it_was,
+            f"SHA-256 {from_disk[:12]} and {from_memory[:12]}",
+        )  # fmt: skip
+    else:
+        lesson.note("On a GPU some sums have no fixed order; --deterministic makes the bits of two runs comparable.")
+    training.restore(saved.state)
+    per_step = size / sum(p.numel() for p in training.bare.parameters())
+    lesson.shows(
+        f"{per_step:.0f} bytes for each parameter: four for the weight and the rest for the optimizer. The weights alone "
+        "would be enough to use the model, and not enough to go on with its training."
+    )
+
+
+def digest_of(training: Training) -> str:
+    """Of all weights and buffers, and of the optimizers' tensors."""
+    digest = hashlib.sha256()
+    states = (
+        value for optimizer in training.optimizers for state in optimizer.state.values() for value in state.values()
+    )
+    for x in (*training.bare.state_dict().values(), *states):
+        if isinstance(x, torch.Tensor):
+            digest.update(gathered(x).contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def show_test(lesson: Lesson, training: Training, data: Data, run: Run) -> None:
+    lesson.section(
+        "The test, once",
+        "The best version by validation loss comes back from its checkpoint and meets images that no decision has "
+        "depended on. Its accuracy is an estimate from so many images, and has an error like any other.",
+    )
+    path = training.team.agree(lambda: checkpoints.best(run.checkpoints))
+    if path is not None:
+        training.restore(checkpoints.load(path).state)
+    loss, accuracy = training.evaluate(data.test)
+    count = len(data.test[1])
+    error = math.sqrt(accuracy * (1 - accuracy) / count)
+    majority = torch.bincount(data.test[1]).max().item() / count
+    lesson.record("test accuracy", 100 * accuracy, "%", dataset=data.name, model=training.settings.model)
+    lesson.table(
+        [
+            {"": "always the most frequent class", "accuracy": f"{100 * majority:.1f} %"},
+            {"": f"this model, epoch {training.epoch}", "accuracy": f"{100 * accuracy:.1f} ± {100 * error:.1f} %"},
+        ]
+    )
+    lesson.check(
+        "it beats the most frequent class by five errors", accuracy > majority + 5 * max(error, 1e-9),
+        f"{100 * accuracy:.1f} % and {100 * majority:.1f} %, loss {loss:.3f}",
+    )  # fmt: skip
+    whole = training.settings == Settings()
+    if whole:  # the default run has a figure to reach
+        lesson.check("over 95 % of glyphs are read", accuracy > 0.95, f"{100 * accuracy:.2f} %, {count:,} images")
+    lesson.shows(
+        f"of {count:,} unseen images it reads {round(accuracy * count):,}; with other test images of the same kind the "
+        f"figure would move by about {100 * error:.1f} points, so smaller differences between two runs are noise."
+    )
+
+
+def show_cost(lesson: Lesson, training: Training, run: Run, operations: int, steps: int) -> None:
+    lesson.section(
+        "What it cost",
+        "Where the time of the loop went, and how far the steps are from what this device multiplies at best. A training "
+        "that waits for data, logs or disks shows it here, before anyone rents a larger GPU for it.",
+    )
+    seconds, wall_s = run.seconds, run.wall_s
+    lesson.table(
+        [{"part": name, "seconds": f"{value:.2f}", "share": percent(value / wall_s)} for name, value in seconds.items()]
+    )
+    images = steps * training.settings.batch_size
+    speed = images / max(1e-9, seconds["batches"] + seconds["steps"])
+    limit = matmul_peak(training.device, training.dtype, tf32=True)
+    rate = speed * operations
+    lesson.record("images/s", speed, "images/s", dataset=training.settings.dataset, model=training.settings.model)
+    lesson.record("arithmetic", rate / 1e9, "GFLOP/s", limit=limit, precision=training.dtype)
+    known = sum(seconds.values())
+    lesson.check(
+        "the parts add up to the time of the loop", abs(known - wall_s) < 0.1 * wall_s + 0.5,
+        f"{known:.1f} of {wall_s:.1f} s",
+    )  # fmt: skip
+    share = percent(rate / limit.value) if limit else "an unknown share"
+    rest = {name: value for name, value in seconds.items() if name != "steps"}
+    worst = max(rest, key=lambda name: rest[name])
+    lesson.shows(
+        f"{significant(speed)} images/s are {significant(rate / 1e9)} GFLOP/s, {share} of what this device reaches in "
+        f"large matrix products; beside the steps, most of the time goes into {worst}, {percent(rest[worst] / wall_s)}."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    use_own_gpu()
+    with Lesson(
+        __file__, argv, title="Train a network so that nothing can spoil it", add_options=add_options
+    ) as lesson:
+        settings, _ = choose_settings(
+            lesson, None
+        )  # a mistake in them is found before the processes wait for each other
+        configuration.check_together(settings, int(os.environ.get("WORLD_SIZE", "1")))
+        with join_team(lesson.device) as team:
+            follow(lesson, team)
+    return lesson.exit_code
+
+
+def follow(lesson: Lesson, team: Team) -> None:
+    """One run from its first section to its last."""
+    device = lesson.device
+    run = choose_run(lesson, team)
+    saved = load_checkpoint(lesson, run)
+    settings, seed = choose_settings(lesson, saved)
+    configuration.check_together(settings, team.size)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if team.rank == 0:
+        (run.folder / "config.yaml").write_text(configuration.write_yaml(settings, seed), encoding="utf-8")
+    data = load_data(settings, lesson.pick(full=None, quick=500))
+    show_data(lesson, data)
+    if settings.workers == 0:
+        data = data.to(device)
+    steps = settings.epochs * (len(data.train[1]) // settings.batch_size)
+    training = Training(settings, data, seed, team, device, steps)
+    if saved:
+        training.restore(saved.state)
+        lesson.note(saved.notice or f"Goes on from {shown_path(saved.path)}.")
+    operations = show_start(lesson, training, data, settings)
+    if team.rank == 0:
+        run.log = Log(run.folder, training.step)
+    first = training.step
+    show_training(lesson, training, data, run)
+    steps_taken = training.step - first
+    if run.log:
+        run.log.close()
+    if team.size == 1:
+        show_checkpoints(lesson, training, data, run)
+    show_test(lesson, training, data, run)
+    show_cost(lesson, training, run, operations, steps_taken)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

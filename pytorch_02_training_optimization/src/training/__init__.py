@@ -1,0 +1,1 @@
+"""What surrounds the loop in `train`: settings, models, data, and several processes."""

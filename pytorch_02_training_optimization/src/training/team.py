@@ -105,6 +105,11 @@ def spread(model: nn.Module, strategy: str, team: Team, device: torch.device) ->
     return nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
 
+def own_part(x: torch.Tensor) -> torch.Tensor:
+    """What of a tensor lies in this process: all of it, but with fsdp."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
 def gathered(x: torch.Tensor) -> torch.Tensor:
     """A tensor in main memory; one that fsdp has divided is put together, by all processes at once."""
     return (x.full_tensor() if hasattr(x, "full_tensor") else x).detach().cpu()

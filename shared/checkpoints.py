@@ -210,7 +210,7 @@ def _follow(pointer: Path) -> Path:
     """The checkpoint that a pointer names. Raises FileNotFoundError where there is no pointer."""
     text = pointer.read_bytes().decode(errors="replace")
     name, _, digest = text.removesuffix("\n").partition(" ")
-    path = pointer.with_name(name) if NAME.fullmatch(name) else None
+    path = pointer.with_name(name) if NAME.fullmatch(name) and text.endswith("\n") else None
     if path is None or not path.is_dir():
         raise damage(pointer, "it names no checkpoint")
     if read_manifest(path)["sha256"] != digest:

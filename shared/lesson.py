@@ -322,7 +322,7 @@ class Lesson:
 
     def figure(self, name: str, draw: Callable[..., None], *, rows: int = 1, columns: int = 1) -> None:
         """Makes NAME.png: `draw` is called with one Axes for each panel. Nothing happens where plots are off."""
-        if self.options.no_plots or importlib.util.find_spec("matplotlib") is None:
+        if self.options.no_plots or self.rank > 0 or importlib.util.find_spec("matplotlib") is None:
             return
         origin = f"{self.facts['name']} · torch {torch.__version__} · {self._started:%Y-%m-%d}"
         if self.quick:

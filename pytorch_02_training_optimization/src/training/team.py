@@ -22,6 +22,7 @@ class Team:
 
     rank: int = 0
     size: int = 1
+    message_device: str = "cpu"  # where a message to the others has to lie
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
         """The mean of what each process has; NaN for all where one has NaN, so that all stop together."""
@@ -34,9 +35,9 @@ class Team:
         dist.all_reduce(x)
         return x
 
-    def any(self, flag: bool, device: torch.device) -> bool:
+    def any(self, flag: bool) -> bool:
         """Whether one of them says yes. All have to ask."""
-        return flag if self.size == 1 else bool(self.total(torch.tensor(float(flag), device=device)))
+        return flag if self.size == 1 else bool(self.total(torch.tensor(float(flag), device=self.message_device)))
 
     def gather(self, value: Any) -> list[Any]:
         """What each process has, in order of rank."""
@@ -70,7 +71,7 @@ def join_team(device: torch.device) -> Iterator[Team]:
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield Team(dist.get_rank(), dist.get_world_size())
+        yield Team(dist.get_rank(), dist.get_world_size(), device.type)
     finally:
         dist.destroy_process_group()
 

@@ -15,6 +15,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -379,6 +380,93 @@ def show_full_disk(lesson: Lesson) -> None:
     )
 
 
+# Two processes
+
+
+def together(out: Path, *options: str) -> subprocess.Popen[str]:
+    """The same training by two processes of torchrun, on a port that is free, restarted when one of them dies."""
+    out.mkdir(parents=True, exist_ok=True)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=9",
+             "--monitor-interval=0.1", str(Path(train.__file__))]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (out / "said.txt").open("w") as said:
+        return subprocess.Popen([*start, *SETTINGS, "--out", str(out), *options], env=environment, stdout=said,
+                                stderr=said, text=True, start_new_session=True)  # fmt: skip
+
+
+def end_of(process: "subprocess.Popen[str]") -> int:
+    """Its exit code; after PATIENCE_S, all that it has started is killed."""
+    try:
+        return process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
+
+
+def workers_of(process: "subprocess.Popen[str]") -> list[int]:
+    """The process numbers of its children (Linux)."""
+    with suppress(FileNotFoundError):
+        return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    return []
+
+
+def kill_one_at(process: "subprocess.Popen[str]", out: Path, goal: int) -> int | None:
+    """SIGKILL for one of two workers when step `goal` is in the log; the step that it was then."""
+    deadline = time.monotonic() + PATIENCE_S
+    while process.poll() is None and time.monotonic() < deadline:
+        steps = [line["step"] for line in read_metrics(run_folder(out)) if line["kind"] == "train"]
+        workers = workers_of(process)
+        if steps and steps[-1] >= goal and len(workers) == 2:
+            os.kill(random.choice(workers), signal.SIGKILL)
+            return steps[-1]
+        time.sleep(0.005)
+    return None
+
+
+def show_two_processes(lesson: Lesson) -> None:
+    kills = lesson.pick(full=5, quick=1)
+    lesson.section(
+        "One of two processes dies",
+        "torchrun watches the processes of a training. When one is gone it ends the others, which wait for it in vain, and "
+        "starts all again; they find the last checkpoint. The batches are the same for one process and for two, each "
+        "computes half of every batch, so even the number of processes must not show in the weights.",
+    )
+    plain = ("--dropout", "0", "--accumulate", "1")  # the two would draw other zeros than one
+    with scratch() as folder:
+        single = Life(folder / "one", *plain)
+        pair = together(folder / "two", *plain)
+        codes = [single.wait().code, end_of(pair)]
+        one, two = (checkpoints.load(checkpoint_folder(folder / name)).state["model"] for name in ("one", "two"))
+        apart = max((one[name] - two[name]).abs().max().item() for name in one)
+        whole = together(folder / "whole")
+        codes.append(end_of(whole))
+        out = folder / "killed"
+        process = together(out)
+        hit = []
+        for goal in sorted(random.sample(range(2, STEPS - 3), kills)):
+            step = kill_one_at(process, out, goal)
+            if step is not None:
+                hit.append(step)
+        codes.append(end_of(process))
+        (_, expected), (digest, losses) = result_of(folder / "whole"), result_of(out)
+        same_bits = digest == result_of(folder / "whole")[0]
+    lesson.items({"killed at steps": ", ".join(map(str, hit)), "largest difference, 1 and 2 processes": f"{apart:.1e}"})
+    lesson.check("all trainings end well", codes == [0, 0, 0, 0], f"exit codes {codes}")
+    lesson.check(
+        "two processes make the weights of one, to 1e-6", apart < 1e-6, f"{apart:.1e} apart after {STEPS} steps"
+    )
+    lesson.check(
+        "the last loss is that of the undisturbed run",
+        len(hit) == kills and losses.get(STEPS) == expected.get(STEPS) is not None,
+        f"{losses.get(STEPS):.6f} after {len(hit)} kills, {expected.get(STEPS):.6f}",
+    )
+    lesson.shows(
+        f"{len(hit)} kills of one process in two cost restarts and no step of the result: its bits are "
+        f"{'the same' if same_bits else 'not the same, though the loss is'}; one process and two differ by {apart:.0e}, "
+        "the order in which halves of a batch are added."
+    )
+
+
 def limit_file_size(size_bytes: int) -> None:
     """No file of this process can grow beyond: the system refuses the write as it does on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -411,6 +499,10 @@ def main(argv: list[str] | None = None) -> int:
             show_stops(lesson)
             show_damage(lesson)
             show_full_disk(lesson)
+            if Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists():
+                show_two_processes(lesson)
+            else:
+                lesson.skip("one of two processes killed under torchrun.", "Linux, to find the processes")
         finally:
             torch.set_num_threads(threads)
     return lesson.exit_code

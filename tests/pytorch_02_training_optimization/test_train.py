@@ -166,7 +166,7 @@ def test_mistake_in_a_file_is_one_line(content, said, tmp_path, capsys):
 
 def test_numbers_of_yaml_are_what_they_say():
     assert updated(Settings(), {"lr": "1e-3", "epochs": "7"}, "x") == Settings(lr=1e-3, epochs=7)
-    assert updated(Settings(lr=1.0), {"lr": None}, "x").highest_lr == 5e-3
+    assert updated(Settings(lr=1.0), {"lr": None}, "x").highest_lr == 6e-3
 
 
 def test_processes_that_do_not_divide_the_batch():

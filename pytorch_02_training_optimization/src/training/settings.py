@@ -13,7 +13,7 @@ from typing import Any
 
 from shared.errors import CannotRun
 
-OPTIMIZERS = {"adamw": (5e-3, 0.05), "sgd": (0.1, 5e-4), "muon": (0.02, 0.01)}  # usual lr and weight_decay of each
+OPTIMIZERS = {"adamw": (6e-3, 0.05), "sgd": (0.1, 5e-4), "muon": (0.02, 0.01)}  # usual lr and weight_decay of each
 MODELS = ("mlp", "cnn", "resnet")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 STRATEGIES = ("ddp", "fsdp")
@@ -40,7 +40,7 @@ class Settings:
     dropout: float = setting(0.0, "probability before the last layer", least=0, below=1)
 
     optimizer: str = setting("adamw", "how a gradient becomes a step", tuple(OPTIMIZERS))
-    lr: float | None = setting(None, "highest learning rate (adamw 5e-3, sgd 0.1, muon 0.02)", least=0)
+    lr: float | None = setting(None, "highest learning rate (adamw 6e-3, sgd 0.1, muon 0.02)", least=0)
     weight_decay: float | None = setting(None, "decay of the weights (adamw 0.05, sgd 5e-4, muon 0.01)", least=0)
     warmup: float = setting(0.1, "part of the steps in which the learning rate rises", least=0, below=1)
     final_lr: float = setting(0.0, "learning rate at the end, as a part of the highest", least=0, below=1.000001)

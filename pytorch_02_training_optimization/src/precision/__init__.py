@@ -1,0 +1,1 @@
+"""The chapters of mixed_precision.py."""

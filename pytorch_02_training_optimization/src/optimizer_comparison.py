@@ -138,7 +138,7 @@ def train_small(make: Callable[[Parameters], Any], steps: int, seed: int, dtype:
 
 
 def show_equal(lesson: Lesson) -> None:
-    steps = lesson.pick(full=200, quick=40)
+    steps = lesson.pick(full=200, quick=30)
     lesson.section(
         "Step for step with torch.optim",
         f"Each rule trains a small network of its own for {steps} steps, with weight decay, and torch.optim trains a "

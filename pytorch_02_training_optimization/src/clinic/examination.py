@@ -23,11 +23,11 @@ class Illness(StrEnum):
     TRAINED_IN_EVAL = "trained in eval mode"
     TESTED_IN_TRAIN = "tested in train mode"
     SOFTMAX = "softmax before the loss"
-    START = "start too large"
+    START = "exploding start"
     DEAD = "dead units"
     FROZEN = "frozen weights"
     CUT = "graph cut in the middle"
-    NO_GRADIENT = "gradients all zero"
+    NO_GRADIENT = "gradients of exactly 0"
     VANISHING = "vanishing gradients"
     OTHER_WEIGHTS = "optimizer of other weights"
     LR_HIGH = "learning rate too high"
@@ -79,10 +79,10 @@ NORMAL = {
     "first loss": f"below ln C + {ABOVE_LN_C:g}",
     "flat units": f"below {100 * FLAT:.0f} % in every layer",
     "gradients": f"everywhere, the weakest above {100 * WEAKEST:.0f} %",
-    "step": f"{STEP[0]:g} to {STEP[1]:g} of the weights",
-    "fresh": f"off by less than {100 * STALE:.0f} %",
+    "step": f"{STEP[0]:.5f} to {STEP[1]:g} of the weights",
+    "gradient used": f"this batch's, to {100 * STALE:.0f} %",
     "one batch": f"loss below {LEARNED:g}",
-    "connection": f"below {CONNECTED:g} of the others",
+    "connection": f"below {CONNECTED:g} of the other two",
 }
 
 
@@ -220,20 +220,19 @@ def check_gradients(seen: Evidence) -> Finding:
     frozen = [name for name in names if not seen.weights[name].requires_grad]
     cut = [name for name in names if name not in gradients and name not in frozen]
     norms = [norm([gradient]) for gradient in gradients.values() if gradient.ndim > 1]  # biases are apart
-    strongest = max(norms, default=0.0)
     if frozen:
         return Finding("gradients", f"{len(frozen)} of {len(names)} weights ask for none", Illness.FROZEN)
     if cut:
         return Finding("gradients", f"None in {len(cut)} of {len(names)} weights, up to {cut[-1]}", Illness.CUT)
-    if strongest == 0:
-        return Finding("gradients", "0 in every layer", Illness.NO_GRADIENT)
-    share = min(norms) / strongest
+    if empty := norms.count(0.0):
+        return Finding("gradients", f"0 in {empty} of {len(norms)} layers", Illness.NO_GRADIENT)
+    share = min(norms) / max(norms)
     illness = Illness.VANISHING if share < WEAKEST else None
     return Finding("gradients", f"weakest layer {100 * share:.2g} % of the strongest", illness)
 
 
 def check_step(seen: Evidence) -> Finding:
-    length = norm(seen.after[name] - x for name, x in seen.before.items()) / norm(seen.before.values())
+    length = norm(seen.after[name] - x for name, x in seen.before.items()) / max(norm(seen.before.values()), 1e-30)
     illness = None
     if length == 0:
         illness = Illness.OTHER_WEIGHTS
@@ -246,7 +245,7 @@ def check_step(seen: Evidence) -> Finding:
 
 def check_freshness(seen: Evidence) -> Finding:
     stale = norm(seen.used[name] - x for name, x in seen.own.items()) / max(norm(seen.own.values()), 1e-30)
-    return Finding("fresh", f"off by {100 * stale:.0f} %", Illness.OLD_GRADIENTS if not stale < STALE else None)
+    return Finding("gradient used", f"off by {100 * stale:.0f} %", Illness.OLD_GRADIENTS if not stale < STALE else None)
 
 
 CHECKS: tuple[Callable[[Evidence], Finding], ...] = (

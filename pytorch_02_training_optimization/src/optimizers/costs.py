@@ -195,7 +195,7 @@ def show_implementations(lesson: Lesson) -> None:
     lesson.shows(
         f"for {many} tensors the loop takes {counts['foreach=False'][1]:,} operations, foreach "
         f"{counts['foreach=True'][1]} and fused {counts['fused=True'][1]}. At 5 µs a launch the loop alone would be "
-        f"{counts['foreach=False'][1] * 5e-3:.0f} ms of every step. Without a word from you PyTorch takes the {default} here; "
+        f"{counts['foreach=False'][1] * 5e-3:.0f} ms of every step. Without a word from you PyTorch takes {default} here; "
         "on a GPU ask for fused=True, which also moves only "
         f"{moved['fused=True']:.0f} numbers per weight instead of {moved['foreach=True']:.0f}. On a CPU foreach walks through "
         "its list one by one and saves no more than Python."

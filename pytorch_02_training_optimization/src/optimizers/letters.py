@@ -142,8 +142,8 @@ def run_alone(
 
 
 def show_sweep(lesson: Lesson) -> dict[str, Sweep]:
-    count = lesson.pick(full=8000, cpu=3000, quick=300)
-    held_out = lesson.pick(full=3000, cpu=1000, quick=250)
+    count = lesson.pick(full=8000, cpu=3000, quick=250)
+    held_out = lesson.pick(full=3000, cpu=1000, quick=200)
     steps = lesson.pick(full=600, cpu=200, quick=40)
     seeds = lesson.pick(full=8, cpu=4, quick=2)
     lesson.section(
@@ -158,7 +158,7 @@ def show_sweep(lesson: Lesson) -> dict[str, Sweep]:
     everything = load_letters(count + held_out, True, lesson.device)
     training = Letters(everything.x[:count], everything.y[:count])
     validation = Letters(everything.x[count:], everything.y[count:])
-    test = load_letters(lesson.pick(full=4000, cpu=2000, quick=250), False, lesson.device)
+    test = load_letters(lesson.pick(full=4000, cpu=2000, quick=200), False, lesson.device)
     batches = draw_batches(seed, steps, seeds, count)
     sweeps = {}
     for name in lesson.progress(RULES, "learning rates", len(RULES)):

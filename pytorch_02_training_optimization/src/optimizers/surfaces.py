@@ -88,7 +88,7 @@ def show_ravine(lesson: Lesson) -> None:
         "number, written k below. A step that the steep walls allow is tiny along the floor. Gradient descent needs about "
         "k steps, momentum about sqrt(k): it adds up the gradients along the floor while those across it cancel. Steps "
         "until a thousandth of the distance is left, descent and momentum with the lr that theory calls best, Adam with "
-        f"the best of {len(ADAM_RATES)}:",
+        f"the best of {len(ADAM_RATES)} rates:",
     )
     table, steps = [], {}
     for condition in (10, 100, 1000):
@@ -142,7 +142,7 @@ def draw_ravines(straight: Any, turned: Any) -> None:
         "momentum": best_momentum(condition),
         "Adam, lr 0.1": lambda w: Adam(w, 0.1),
     }
-    x, y = torch.meshgrid(torch.linspace(-0.85, 1.35, 120), torch.linspace(-0.85, 1.35, 120), indexing="xy")
+    x, y = torch.meshgrid(torch.linspace(-0.85, 1.35, 80), torch.linspace(-0.85, 1.35, 80), indexing="xy")
     for axis, degrees in ((straight, 0), (turned, 45)):
         a, start = ravine(condition, degrees), start_in(degrees)
         height = (a[0, 0] * x * x + 2 * a[0, 1] * x * y + a[1, 1] * y * y) / 2
@@ -213,7 +213,7 @@ def show_saddle(lesson: Lesson) -> None:
 
 
 def draw_saddle(surface: Any, growth: Any) -> None:
-    x, y = torch.meshgrid(torch.linspace(-0.7, 1.15, 120), torch.linspace(-0.3, 1.35, 120), indexing="xy")
+    x, y = torch.meshgrid(torch.linspace(-0.7, 1.15, 80), torch.linspace(-0.3, 1.35, 80), indexing="xy")
     surface.contour(x, y, x**2 / 2 - y**2 / 2 + y**4 / 4, levels=14, colors="#b0b0b0", linewidths=0.8)
     for name in ("SGD", "momentum", "Adam"):
         points = walk(SADDLE_RULES[name], saddle_gradient, torch.tensor([1.0, 1e-2], dtype=torch.float64), 60)

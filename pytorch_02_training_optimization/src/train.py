@@ -116,7 +116,6 @@ class Training:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = share * group["initial_lr"]
-        self.model.train()
         glances = []
         for number, (images, labels) in enumerate(pieces, 1):
             images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))
@@ -160,6 +159,7 @@ class Training:
                 logits = self.logits(x).float()
                 loss = F.cross_entropy(logits, y, reduction="sum")
                 sums += torch.tensor([loss.item(), (logits.argmax(1) == y).sum().item(), len(y)])
+        self.model.train()  # here and not in each step: it visits every module
         loss_sum, correct, count = self.team.total(sums.to(self.team.message_device)).tolist()
         return loss_sum / count, correct / count, round(count)
 
@@ -427,7 +427,6 @@ def keep_offending_batch(run: Run, training: Training, data: Data) -> CannotRun:
     settings = training.settings
     whole = Batches(data.train, settings.batch_size, training.seed, training.epoch, settings.augment)
     [(images, labels)] = whole[min(training.index, len(whole) - 1)]
-    training.model.train()
     x = (images.to(training.device).float() - training.mean) / training.deviation
     with torch.autocast(training.device.type, training.dtype, enabled=training.dtype != torch.float32):
         broken = first_non_finite(training.bare, x) or "the loss alone"

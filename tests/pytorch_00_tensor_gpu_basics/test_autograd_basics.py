@@ -296,13 +296,6 @@ def test_recursion_orders_what_is_shallow() -> None:
     assert all(order.index(source) < order.index(node) for node in order for source, _ in node.edges)
 
 
-def test_lines_of_code_are_counted_without_prose() -> None:
-    source = (
-        '"""One line."""\n\nimport math  # kept\n# a remark\n\n\ndef f():\n    """Two\n\n    lines."""\n    return 1\n'
-    )
-    assert own_engine.lines_of_code(source) == 3
-
-
 # Cost
 
 

@@ -22,7 +22,7 @@ from pytorch_01_neural_networks.src.modules import (
 )
 from pytorch_01_neural_networks.src.modules.descent import descend
 from pytorch_01_neural_networks.src.modules.registration import Counts
-from pytorch_01_neural_networks.src.modules.source import lines_of_code
+from shared.snippets import lines_of_code
 from tests.lessons import expect_any_seed, expect_pictures, expect_whole, run_quick
 
 import pytest
@@ -193,23 +193,6 @@ def test_our_module_refuses_as_the_library_does() -> None:
     for forgets in (own_module.ForgetsSuper, own_module.OwnForgetsSuper):
         assert own_module.attribute_error(forgets)
     assert own_module.attribute_error(nn.Module) == ""
-
-
-def test_lines_of_code_are_counted_without_prose() -> None:
-    class Example:
-        """Two lines
-        of prose."""
-
-        def method(self) -> int:
-            """More prose."""
-            # and a comment
-
-            return max(
-                1,
-                2,
-            )
-
-    assert lines_of_code(Example) == 3
 
 
 # Calls and containers

@@ -4,7 +4,7 @@ import io
 import warnings
 
 from shared.lesson import Lesson
-from shared.snippets import complaint, evaluate
+from shared.snippets import complaint, evaluate, lines_of_code
 from shared.terminal import Terminal
 
 import numpy as np
@@ -82,3 +82,20 @@ def test_items_wrap_their_text_under_itself(width: int, monkeypatch: pytest.Monk
     assert max(map(len, lines)) <= width
     assert " ".join(" ".join(lines).split()) == "short " + "word " * 40 + "a longer label one"
     assert {line.index("word") for line in lines if "word" in line} == {lines[-1].index("one")}
+
+
+def test_lines_of_code_are_counted_without_prose() -> None:
+    class Example:
+        """Two lines
+        of prose."""
+
+        def method(self) -> int:
+            """More prose."""
+            # and a comment
+
+            return max(
+                1,
+                2,
+            )
+
+    assert lines_of_code(Example) == 3

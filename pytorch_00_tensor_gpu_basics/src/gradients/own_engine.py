@@ -1,6 +1,5 @@
 """The engine of engine.py put to the test: a thousand random expressions, a deep one, and a network that it trains."""
 
-import inspect
 import random
 import sys
 from collections import Counter
@@ -13,7 +12,7 @@ from pytorch_00_tensor_gpu_basics.src.gradients.engine import Tracked, unbroadca
 from pytorch_00_tensor_gpu_basics.src.gradients.expressions import OF_ONE, OF_TWO, Expression, random_expression
 from shared.drawing import beside, grid
 from shared.lesson import Lesson
-from shared.snippets import complaint
+from shared.snippets import complaint, lines_of_code
 from shared.timing import compare, ratio
 from shared.units import significant
 
@@ -96,19 +95,8 @@ def chain(x: Any, length: int) -> Any:
     return x
 
 
-def lines_of_code(source: str) -> int:
-    """Lines that are neither empty nor comment nor docstring."""
-    docstring, count = False, 0
-    for line in map(str.strip, source.splitlines()):
-        quotes = line.count('"""')
-        if not docstring and quotes == 0 and line and not line.startswith("#"):
-            count += 1
-        docstring ^= quotes == 1
-    return count
-
-
 def show_engine(lesson: Lesson) -> None:
-    code = lines_of_code(inspect.getsource(engine))
+    code = lines_of_code(engine)
     lesson.section(
         "A reverse-mode engine of our own",
         f"What you did by hand, a program can do. The file src/gradients/engine.py has {code} lines of code: every "

@@ -7,12 +7,11 @@ from typing import Any
 
 from pytorch_01_neural_networks.src.modules import own_layers
 from pytorch_01_neural_networks.src.modules.own_layers import windows
-from pytorch_01_neural_networks.src.modules.source import lines_of_code
 from shared.agreement import Agreement, agreement, deviation
 from shared.device import full_float32
 from shared.drawing import beside, grid
 from shared.lesson import Lesson
-from shared.snippets import complaint
+from shared.snippets import complaint, lines_of_code
 from shared.units import significant
 
 import torch

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 from pytorch_01_neural_networks.src.modules.registration import LINES, make, same_counts
-from pytorch_01_neural_networks.src.modules.source import lines_of_code
 from shared.agreement import agreement
 from shared.lesson import Lesson
+from shared.snippets import lines_of_code
 from shared.units import significant
 
 import torch

@@ -125,6 +125,7 @@ def count_operations(model: nn.Module, shape: tuple[int, int, int], device: torc
     model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, *shape, device=device))
+    model.train()
     return 3 * counter.get_total_flops()
 
 

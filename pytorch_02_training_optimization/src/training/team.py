@@ -69,11 +69,26 @@ def join_team(device: torch.device) -> Iterator[Team]:
     if size == 1 and "RANK" not in os.environ:
         yield Team()
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, **own_store())
     try:
         yield Team(dist.get_rank(), dist.get_world_size(), device.type)
     finally:
         dist.destroy_process_group()
+
+
+def own_store() -> dict[str, Any]:
+    """Where the processes of this start of torchrun meet: under names that no start before has used.
+
+    torchrun's store outlives a restart, with the addresses of processes that are dead; who is quicker than its partner
+    would connect to those and wait for ever (PyTorch issues 135712 and 167288).
+    """
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if life is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=PATIENCE)
+    named = dist.PrefixStore(f"life-{life}", store)
+    return {"store": named, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
 
 
 def use_own_gpu() -> None:

@@ -1,0 +1,1 @@
+"""One training in three forms: a bare loop, `train` and Lightning."""

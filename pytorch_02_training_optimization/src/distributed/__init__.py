@@ -1,0 +1,1 @@
+"""What distributed_training teaches, by chapter."""

@@ -183,9 +183,12 @@ def kept_by_blocks(numbers_each: int, batch_size: int, channels: int, depth: int
     return 4 * (batch_size * (depth * numbers_each + 2 * channels + 2 + CLASSES) + 2)
 
 
-def draw_ways(lesson: Lesson, ways: Mapping[str, tuple[RunBlocks, int, float]], model: Network, batch: Batch,
+def draw_ways(lesson: Lesson, what: str, ways: Mapping[str, tuple[RunBlocks, int, float]], model: Network, batch: Batch,
               channels: int, depth: int) -> dict[str, Cost]:  # fmt: skip
-    """A table of ways, each with what it should keep (numbers of a sample and block) and compute again (in blocks)."""
+    """A table of ways, each with what it should keep (numbers of a sample and block) and compute again (in blocks).
+
+    `what` they are is named in the checks.
+    """
     costs = {name: cost_of(way, model, batch) for name, (way, _, _) in ways.items()}
     block_flops, step_flops = product_flops(len(batch[0]), channels, depth)
     rows, kept_right, flops_right = [], 0, 0
@@ -199,10 +202,8 @@ def draw_ways(lesson: Lesson, ways: Mapping[str, tuple[RunBlocks, int, float]], 
                      "peak": bytes_text(cost.peak_bytes), "products": f"{cost.flops / step_flops:.3f}x",
                      "gradient off by": size_of_error(error_of(cost.gradients, costs["keep all"].gradients))})  # fmt: skip
     lesson.table(rows)
-    lesson.check(
-        f"all {len(ways)} keep what was foreseen", kept_right == len(ways), f"{kept_right} of {len(ways)} to the byte"
-    )
-    lesson.check(f"all {len(ways)} compute what was foreseen", flops_right == len(ways),
+    lesson.check(f"{what} keep what was foreseen", kept_right == len(ways), f"{kept_right} of {len(ways)} to the byte")
+    lesson.check(f"{what} compute what was foreseen", flops_right == len(ways),
                  f"{flops_right} of {len(ways)} to the operation")  # fmt: skip
     return costs
 
@@ -234,7 +235,7 @@ def show_recompute(lesson: Lesson) -> None:
         "checkpoint, to the end": (checkpoint_to_the_end, channels, 1),
         "checkpoint": (checkpoint_each, channels, 0.5),
     }
-    costs = draw_ways(lesson, ways, model, batch, channels, depth)
+    costs = draw_ways(lesson, "checkpoints", ways, model, batch, channels, depth)
     error = max(error_of(cost.gradients, costs["keep all"].gradients) for cost in costs.values())
     lesson.check(
         "ours and the library's give the same gradients", error < 1e-5, f"to {significant(error, 1)} of their length"
@@ -286,7 +287,7 @@ def show_selective(lesson: Lesson) -> None:
         "keep the products": (keep_products, 6 * channels, 0),
         "end pieces at products": (cut_after_products, 5 * channels, 0),
     }
-    costs = draw_ways(lesson, ways, model, batch, channels, depth)
+    costs = draw_ways(lesson, "selections", ways, model, batch, channels, depth)
     error = max(error_of(cost.gradients, costs["keep all"].gradients) for cost in costs.values())
     lesson.check("all of them give the same gradients", error < 1e-5, f"to {significant(error, 1)} of their length")
     policy, pieces = costs["keep the products"], costs["end pieces at products"]

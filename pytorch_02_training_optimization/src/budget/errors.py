@@ -115,9 +115,9 @@ CATCHERS: dict[str, tuple[Callable[[torch.device], int], int]] = {
     "tries again inside `except`": (retry_inside_except, 3),
     "leaves the block, then tries again": (retry_after_except, 0),
     "keeps the error in a list": (keep_the_error, 3),
-    "raises another error from it, and keeps that": (wrap_the_error, 3),
+    "raises another from it, keeps that": (wrap_the_error, 3),
     "keeps its text": (keep_the_words, 0),
-    "keeps it after traceback.clear_frames()": (clear_the_frames, 0),
+    "keeps it, but clears its frames": (clear_the_frames, 0),
 }
 
 
@@ -168,7 +168,7 @@ def show_errors(lesson: Lesson) -> None:
         "error in one of six ways and goes on.",
     )
     counts = {name: (catch(device), expected) for name, (catch, expected) in CATCHERS.items()}
-    lesson.table([{"the program": name, "tensors of failed steps alive": count, "": "lost" if count else "free"}
+    lesson.table([{"the program": name, "still alive": count, "memory": "lost" if count else "free"}
                   for name, (count, _) in counts.items()])  # fmt: skip
     lesson.check("inside `except` every failed step is still in memory", counts["tries again inside `except`"][0] == 3,
                  "3 of 3, and the next comes on top")  # fmt: skip

@@ -108,8 +108,8 @@ def show_plan(lesson: Lesson) -> None:
         "16 C numbers for each token, and little more", right == len(trials), f"{right} of {len(trials)} layers"
     )
     lesson.text(
-        "Models of that kind (no dropout, GELU) in autocast: weights, gradients and Adam; one sequence; the same "
-        "checkpointed; and how much of that is the scores of all words, which are kept in 16 bits and twice in 32. All in GiB:"
+        "Models of that kind (no dropout, GELU) in autocast: weights, gradients and Adam; one sequence; the same checkpointed; "
+        "and how much of that is the scores of all words, which are kept in 16 bits and twice in 32. All in GiB:"
     )
     autocast = RECIPES["autocast"]
     lesson.table([{"model": name, "states": round(states_gib(model, autocast), 2), "tokens": model.tokens,

@@ -1,0 +1,1 @@
+"""The chapters of torch_compile.py."""

@@ -150,7 +150,7 @@ def show_warmup(lesson: Lesson) -> None:
     losses = train(Adam(parameters), letters, draw_batches(seed, steps, seeds, len(letters.y), BATCH_SIZE), rates)
     form = (len(lengths), len(RATES), seeds)
     reached, right = (x.view(form) for x in judge(parameters, test))
-    highest = losses[: lengths[1]].amax(dim=0).view(form)
+    highest = losses[1 : lengths[1]].amax(dim=0).view(form)  # the start itself is the same for both
     silent = silent_share(parameters, test.x[:400]).view(form)
     lesson.table(
         [{"peak rate": rate, "warm-up": over or "none", "highest early loss": highest[i, j].mean().item(),

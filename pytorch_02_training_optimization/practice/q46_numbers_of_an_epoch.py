@@ -1,5 +1,7 @@
 """What do eight ranks see of 1,001 samples? Say it before you count.
 
+The lines below use these names, and DistributedSampler and DataLoader of torch.utils.data as they come:
+
     data = range(1001)
 
     def sampler(rank, **options):

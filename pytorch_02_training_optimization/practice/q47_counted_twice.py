@@ -7,7 +7,7 @@ size yet another number. Somebody wrote "noise" beside it. But nothing here is d
 from collections.abc import Callable
 
 import torch
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, TensorDataset
 
 
 def evaluate(
@@ -31,7 +31,7 @@ def evaluate(
     Example: of 5 images 4 are read right; the result is 0.8 with any number of ranks and any batch_size.
     """
     # TODO: 5 images, 2 ranks, batch_size 2: write down which images each rank reads, and what is averaged with what.
-    sampler: DistributedSampler[int] = DistributedSampler(range(len(labels)), world_size, rank, shuffle=False)  # type: ignore[arg-type]
+    sampler: DistributedSampler[int] = DistributedSampler(TensorDataset(labels), world_size, rank, shuffle=False)
     accuracies = []
     with torch.no_grad():
         for batch in torch.tensor(list(sampler)).split(batch_size):

@@ -6,6 +6,7 @@ Image number i holds i, so that the model knows which images it was shown, and h
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from shared.practice import expect
@@ -45,7 +46,18 @@ class Waits(BaseException):
 
 def check(answer: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    sizes = [(8, 4, 1), (5, 2, 1), (5, 2, 2), (12, 2, 4), (10, 3, 4), (3, 2, 5), (2, 4, 8), (1, 1, 3), (29, 3, 4), (40, 7, 3)]
+    sizes = [
+        (8, 4, 1),
+        (5, 2, 1),
+        (5, 2, 2),
+        (12, 2, 4),
+        (10, 3, 4),
+        (3, 2, 5),
+        (2, 4, 8),
+        (1, 1, 3),
+        (29, 3, 4),
+        (40, 7, 3),
+    ]
     for count, batch_size, ranks in sizes:
         images = torch.arange(count).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).float()
         labels = torch.randint(CLASSES, (count,), generator=generator)
@@ -67,7 +79,9 @@ def expect_evaluated(
             f"{call}: image {number} was read {times[number]} times; wanted is once, by one rank",
         )
     for rank, reader in enumerate(readers):
-        expect(len(reader.seen) <= most, f"{call}: rank {rank} reads {len(reader.seen)} images, and {most} are its share")
+        expect(
+            len(reader.seen) <= most, f"{call}: rank {rank} reads {len(reader.seen)} images, and {most} are its share"
+        )
     right = (table.argmax(dim=1) == labels).double().mean().item()
     for rank, result in enumerate(results):
         expect_number(result, f"{call}: rank {rank}", "the share that is read right, a float")
@@ -86,12 +100,10 @@ def run_ranks(
         for rank in range(ranks):
             readers.append(Reader(table, batch_size, f"{call}, rank {rank}"))
             all_reduce = summing(sums, given, call)
-            try:
+            with suppress(Waits):
                 results.append(
                     answer.evaluate(readers[-1], images.clone(), labels.clone(), batch_size, rank, ranks, all_reduce)
                 )
-            except Waits:
-                pass
         if not given:
             return readers, results
         expect(
@@ -119,12 +131,18 @@ def summing(sums: Sequence[torch.Tensor], given: list[torch.Tensor], call: str) 
     return all_reduce
 
 
+def share(labels: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
+    return torch.arange(len(labels))[rank::ranks]
+
+
 def padded(images: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
     numbers: Any = range(len(images))
     return torch.tensor(list(DistributedSampler(numbers, ranks, rank, shuffle=False)))
 
 
-def counted(model: Any, images: torch.Tensor, labels: torch.Tensor, mine: torch.Tensor, batch_size: int) -> torch.Tensor:
+def counted(
+    model: Any, images: torch.Tensor, labels: torch.Tensor, mine: torch.Tensor, batch_size: int
+) -> torch.Tensor:
     batches = [batch for batch in mine.split(batch_size) if len(batch)]
     right = sum(int((model(images[batch]).argmax(1) == labels[batch]).sum()) for batch in batches)
     return torch.tensor([right, len(mine)], dtype=torch.float64)
@@ -134,28 +152,28 @@ def sums_over_padded(
     model: Any, images: Any, labels: Any, batch_size: int, rank: int, ranks: int, all_reduce: AllReduce
 ) -> float:
     right, count = all_reduce(counted(model, images, labels, padded(images, rank, ranks), batch_size)).tolist()
-    return right / count
+    return float(right / count)
 
 
 def drops_the_rest(
     model: Any, images: Any, labels: Any, batch_size: int, rank: int, ranks: int, all_reduce: AllReduce
 ) -> float:
-    mine = torch.arange(rank, len(labels) // ranks * ranks, ranks)
+    mine = share(labels[: len(labels) // ranks * ranks], rank, ranks)
     right, count = all_reduce(counted(model, images, labels, mine, batch_size)).tolist()
-    return right / max(count, 1)
+    return float(right / max(count, 1))
 
 
 def averages_the_ranks(
     model: Any, images: Any, labels: Any, batch_size: int, rank: int, ranks: int, all_reduce: AllReduce
 ) -> float:
-    right, count = counted(model, images, labels, torch.arange(rank, len(labels), ranks), batch_size).tolist()
+    right, count = counted(model, images, labels, share(labels, rank, ranks), batch_size).tolist()
     return all_reduce(torch.tensor(right / max(count, 1))).item() / ranks
 
 
 def averages_the_batches(
     model: Any, images: Any, labels: Any, batch_size: int, rank: int, ranks: int, all_reduce: AllReduce
 ) -> float:
-    batches = [batch for batch in torch.arange(rank, len(labels), ranks).split(batch_size) if len(batch)]
+    batches = [batch for batch in share(labels, rank, ranks).split(batch_size) if len(batch)]
     shares = [counted(model, images, labels, batch, batch_size) for batch in batches]
     sums = torch.tensor([sum(float(right / count) for right, count in shares), len(batches)])
     total, count = all_reduce(sums).tolist()
@@ -166,7 +184,7 @@ def asks_for_each_batch(
     model: Any, images: Any, labels: Any, batch_size: int, rank: int, ranks: int, all_reduce: AllReduce
 ) -> float:
     total = torch.zeros(2, dtype=torch.float64)
-    for batch in torch.arange(rank, len(labels), ranks).split(batch_size):
+    for batch in share(labels, rank, ranks).split(batch_size):
         total += all_reduce(counted(model, images, labels, batch, batch_size))
     return float(total[0] / total[1])
 
@@ -174,33 +192,36 @@ def asks_for_each_batch(
 def leaves_when_it_has_nothing(
     model: Any, images: Any, labels: Any, batch_size: int, rank: int, ranks: int, all_reduce: AllReduce
 ) -> float:
-    mine = torch.arange(rank, len(labels), ranks)
+    mine = share(labels, rank, ranks)
     if len(mine) == 0:
         return 0.0
     right, count = all_reduce(counted(model, images, labels, mine, batch_size)).tolist()
-    return right / count
+    return float(right / count)
 
 
 def reads_everything_everywhere(
     model: Any, images: Any, labels: Any, batch_size: int, rank: int, ranks: int, all_reduce: AllReduce
 ) -> float:
     right, count = counted(model, images, labels, torch.arange(len(labels)), batch_size).tolist()
-    return right / count
+    return float(right / count)
 
 
 def returns_its_own_share(
     model: Any, images: Any, labels: Any, batch_size: int, rank: int, ranks: int, all_reduce: AllReduce
 ) -> float:
-    right, count = counted(model, images, labels, torch.arange(rank, len(labels), ranks), batch_size).tolist()
-    return right / max(count, 1)
+    right, count = counted(model, images, labels, share(labels, rank, ranks), batch_size).tolist()
+    return float(right / max(count, 1))
 
 
 WRONG: dict[str, tuple[dict[str, object], str]] = {
     "sums over padded samples": ({"evaluate": sums_over_padded}, "image 0 was read 2 times"),
     "drops the rest": ({"evaluate": drops_the_rest}, "image 4 was read 0 times"),
     "averages the ranks": ({"evaluate": averages_the_ranks}, "what weighs as much as what"),
-    "averages the batches": ({"evaluate": averages_the_batches}, "2 ranks, batch_size 2"),
-    "asks for a sum for each batch": ({"evaluate": asks_for_each_batch}, "all_reduce"),
+    "averages the batches": (
+        {"evaluate": averages_the_batches},
+        "5 images, 1 rank, batch_size 2: every image was read once",
+    ),
+    "asks for a sum for each batch": ({"evaluate": asks_for_each_batch}, "all_reduce was called more than twice"),
     "leaves when it has nothing to read": ({"evaluate": leaves_when_it_has_nothing}, "wait for ever"),
     "reads everything in every rank": ({"evaluate": reads_everything_everywhere}, "was read 2 times"),
     "returns its own share": ({"evaluate": returns_its_own_share}, "what weighs as much as what"),

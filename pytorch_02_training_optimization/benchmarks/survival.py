@@ -205,16 +205,17 @@ def show_kills(lesson: Lesson) -> None:
     lesson.check(
         "the weights have the bits of the undisturbed run",
         trainings and all(digest == expected for digest, _ in trainings),
-        f"{len(trainings)} trainings, SHA-256 {expected[:16]}",
+        f"{sum(digest == expected for digest, _ in trainings)} of {len(trainings)}, SHA-256 {expected[:16]}",
     )
     lesson.check(
         "and each step has the same loss",
         len(losses) == STEPS and all(found == losses for _, found in trainings),
         f"{STEPS} steps, all bits",
     )
+    lives = f"a training of {STEPS} steps" if len(trainings) == 1 else f"{len(trainings)} trainings of {STEPS} steps"
     lesson.shows(
-        f"{moments.total()} kills hit {len(trainings)} trainings of {STEPS} steps and {seconds_text(whole_s)}, and nothing "
-        f"of it can be found in their results; {sum(lost)} steps were computed twice."
+        f"{moments.total()} kills hit {lives}, {seconds_text(whole_s)} long undisturbed, and nothing of it can be found "
+        f"in the result; {sum(lost)} steps were computed twice."
     )
 
 

@@ -189,6 +189,7 @@ class Training:
             "position": [self.step, self.epoch, self.index],
             "stopping": [self.lowest_loss, self.disappointments],
             "recent": self.team.gather(self.recent.cpu()),
+            "threads": torch.get_num_threads(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -533,6 +534,20 @@ def load_checkpoint(lesson: Lesson, run: Run) -> checkpoints.Checkpoint | None:
     return found
 
 
+def keep_threads(lesson: Lesson, threads: int) -> None:
+    """As many threads as before the stop: a sum that is divided among others is added in another order."""
+    now = torch.get_num_threads()
+    if now == threads or lesson.device.type != "cpu":
+        return
+    if "OMP_NUM_THREADS" in os.environ:
+        lesson.note(f"Before the stop there were {threads} threads and now {now}, so the last bits may differ.")
+        return
+    torch.set_num_threads(threads)
+    lesson.note(
+        f"Goes on with {threads} thread{'s' * (threads > 1)}, as before the stop, so that the bits are the same."
+    )
+
+
 def show_training(lesson: Lesson, training: Training, data: Data, run: Run) -> None:
     lesson.section(
         "The loop",
@@ -628,6 +643,7 @@ def follow(lesson: Lesson, team: Team) -> None:
     if saved:
         training.restore(saved.state)
         lesson.note(saved.notice or f"Goes on from {shown_path(saved.path)}.")
+        keep_threads(lesson, saved.state.get("threads", torch.get_num_threads()))
     operations = show_start(lesson, training, data, settings)
     first = training.step
     with run.open_log(training.step):

@@ -434,6 +434,25 @@ def test_a_crash_in_the_middle_leaves_no_trace(options, tmp_path, monkeypatch):
     assert lines[0] == lines[1]
 
 
+@pytest.mark.parametrize("is_chosen", [False, True])
+def test_a_resumed_run_keeps_its_threads(is_chosen, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.devices, "leave_crowded_cores", lambda: None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        tiny(tmp_path)
+        torch.set_num_threads(1)
+        if is_chosen:
+            monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        _, page = tiny(tmp_path, "--resume")
+        assert torch.get_num_threads() == (1 if is_chosen else 2)
+        said = "Before the stop there were 2 threads and now 1" if is_chosen else "Goes on with 2 threads"
+        assert said in " ".join(page.split())
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_loss_that_is_no_number(tmp_path, capsys):
     broken = ("--lr", "1e30", "--weight-decay", "0", "--clip", "0", "--model", "mlp", "--precision", "fp32")
     line = refused(tmp_path, capsys, *broken)

@@ -41,6 +41,9 @@ EQUIVALENT = {
         "3 * transfer_s + 2 * n ** 3 / gpu_flop_s < 2 * n ** 3 / cpu_flop_s -> "
         "3 * transfer_s + 2 * n ** 3 / gpu_flop_s <= 2 * n ** 3 / cpu_flop_s": "the two are never alike to the last bit",
     },
+    "02-q01_side_of_the_border": {
+        "number < share * 2.0 ** 64 -> number <= share * 2.0 ** 64": "no digest lies exactly on the border",
+    },
 }
 NOT_MUTATED = {
     "00-q12_copy_bandwidth": "the solution measures this machine, so its numbers are settings and its answer has a spread",

@@ -85,8 +85,8 @@ def expect_patients_whole(answer: Any, names: list[str], share: float) -> None:
     both = held(names, found) & {patient(names[row]) for row in found[0]}
     expect(
         not both,
-        f"split({shown(names) if len(names) < 4 else f'{len(names)} names'}, {share}) has images of {len(both)} patients on "
-        f"both sides of the border, such as {min(both, default='')}",
+        f"split({shown(names) if len(names) < 4 else f'{len(names)} names'}, {share}) has images on both sides of "
+        f"the border of {len(both)} of its patients, such as {min(both, default='')}",
     )
 
 
@@ -156,9 +156,9 @@ def shuffled_by(generator: random.Random) -> Callable[[list[str]], list[str]]:
 
 
 WRONG = {
-    "by picture, salted": (by(lambda name: hash(name) % 1000 / 1000), "both sides of the border"),
-    "by picture": (by(lambda name: digest(name) / 2**64), "both sides of the border"),
-    "by recording": (by(lambda name: digest(name.rpartition("/")[0]) / 2**64), "both sides of the border"),
+    "by picture, salted": (by(lambda name: hash(name) % 1000 / 1000), "on both sides of the border"),
+    "by picture": (by(lambda name: digest(name) / 2**64), "on both sides of the border"),
+    "by recording": (by(lambda name: digest(name.rpartition("/")[0]) / 2**64), "on both sides of the border"),
     "by patient, salted": (by(lambda name: hash(patient(name)) % 1000 / 1000), "in two processes"),
     "a shuffled list of patients": (by_list(lambda patients: shuffled_by(random.Random(0))(patients)), "have left"),
     "patients in the order of their names": (by_list(lambda patients: patients), "changed sides"),

@@ -101,7 +101,8 @@ class PretendedDisk:
         everything = {name for names in self.safe_names for name in names}
         for name in sorted(everything):
             for names in self.safe_names:
-                yield from ((name, data) for data in names[name].possible) if name in names else ((name, None),)
+                contents = sorted(names[name].possible, key=len) if name in names else [None]
+                yield from ((name, data) for data in contents)
 
     def worst_after_a_cut(self) -> Files:
         """One folder that a cut may leave: the latest names, with the shortest contents."""
@@ -143,7 +144,7 @@ def expect_saved(answer: Any, before: Files, new: bytes) -> PretendedDisk:
 
 
 def described(data: bytes | None, whole: bytes) -> str:
-    return "gone" if data is None else "empty" if not data else f"{len(data)} of {len(whole)} bytes"
+    return "gone" if data is None else "empty" if not data else f"cut off after {len(data)} of {len(whole)} bytes"
 
 
 def expect_whole_at_every_cut(answer: Any, before: Files, new: bytes) -> PretendedDisk:
@@ -152,12 +153,12 @@ def expect_whole_at_every_cut(answer: Any, before: Files, new: bytes) -> Pretend
 
     def look(disk: PretendedDisk) -> None:
         for name, data in disk.after_a_cut():
-            when = f"a power cut in or after {disk.calls[-1]}, call {len(disk.calls)} of save(),"
+            when = f"after a power cut in or behind {disk.calls[-1]}, call {len(disk.calls)} of save(),"
             if name == NAME:
                 had = "the old checkpoint was whole" if old else "there was no checkpoint before"
-                expect(data in (old, new), f"{when} may leave {NAME} {described(data, new)}; {had}")
+                expect(data in (old, new), f"{when} {NAME} may be {described(data, new)}; {had}")
             elif name in before:
-                expect(data == before[name], f"{when} may leave another file, {name}, changed")
+                expect(data == before[name], f"{when} another file, {name}, may have changed")
 
     disk.after_each = look
     answer.save(disk, NAME, new)
@@ -268,16 +269,16 @@ def swallows_the_error(disk: Any, name: str, data: bytes) -> None:
 
 
 WRONG: dict[str, tuple[dict[str, object], str]] = {
-    "writes in place": ({"save": in_place}, "may leave last.pt empty"),
-    "does not flush": (by_steps("write", "rename", "flush folder"), "may leave last.pt empty"),
-    "flushes after the rename": (by_steps("write", "rename", "flush after", "flush folder"), "may leave last.pt empty"),
+    "writes in place": ({"save": in_place}, "last.pt may be empty"),
+    "does not flush": (by_steps("write", "rename", "flush folder"), "last.pt may be empty"),
+    "flushes after the rename": (by_steps("write", "rename", "flush after", "flush folder"), "last.pt may be empty"),
     "deletes the old one first": (
         by_steps("write", "flush", "delete the old", "rename", "flush folder"),
-        "last.pt gone",
+        "last.pt may be gone",
     ),
     "moves the old one aside": (
         by_steps("write", "flush", "keep the old", "rename", "flush folder", "delete what was kept", "flush folder"),
-        "last.pt gone",
+        "last.pt may be gone",
     ),
     "does not flush the names": (by_steps("write", "flush", "rename"), "may still leave the old"),
     "flushes the names before": (by_steps("write", "flush", "flush folder", "rename"), "may still leave the old"),

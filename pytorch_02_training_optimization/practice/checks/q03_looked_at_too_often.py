@@ -54,8 +54,8 @@ class Model(nn.Module):
 def check(answer: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for count, batch_size, asleep in (
-        (20, 8, ()),
         (20, 8, (1,)),
+        (20, 8, ()),
         (21, 7, (1, 2)),
         (1, 4, (4,)),
         (9, 9, (0, 1, 2, 3, 4, 5)),
@@ -114,8 +114,8 @@ def expect_right(answer: Any, generator: torch.Generator, count: int, batch_size
     woken = sum(now and not before for now, before in zip(modes_of(model), modes, strict=True))
     expect(not woken, f"{call}: {woken} of {len(modes)} modules had been kept in eval mode by the training; now they are in "
            "train mode, and a norm among them will follow the batches again")  # fmt: skip
-    expect(modes_of(model) == modes, f"{call} left {modes_of(model).count(False)} of {len(modes)} modules in eval mode; it "
-           f"were {modes.count(False)} before")  # fmt: skip
+    expect(modes_of(model) == modes, f"{call} left {modes_of(model).count(False)} of {len(modes)} modules in eval mode; before, "
+           f"{modes.count(False)} were")  # fmt: skip
     expect(
         torch.equal(random, random_after),
         f"{call}: the global random generator was drawn from or seeded, so the training's next dropout mask is another one",
@@ -138,17 +138,13 @@ def expect_put_back_after_an_error(answer: Any, generator: torch.Generator) -> N
     for asleep in ((), (1,)):
         model, (x, y) = Model(generator, asleep, fails_at=2), samples(generator, 20)
         modes, random = modes_of(model), torch.get_rng_state()
-        swallowed = True
         with suppress(OutOfMemory):
             answer.evaluate(model, x, y, 8)
-            swallowed = swallowed and model.fails_at > len(model.sizes)
-            expect(
-                swallowed, "the model raised an error in its second batch, and evaluate() returned as if all were well"
-            )
+            expect(False, "the model raised an error in its second batch, and evaluate() returned as if all were well")
         expect(
             modes_of(model) == modes,
             f"the model raised an error in its second batch, its caller went on, and {modes_of(model).count(False)} of "
-            f"{len(modes)} modules are in eval mode; it were {modes.count(False)} before",
+            f"{len(modes)} modules are in eval mode; before, {modes.count(False)} were",
         )
         expect(torch.is_grad_enabled(), "the model raised an error, and gradients are switched off for ever")
         expect(torch.equal(random, torch.get_rng_state()), "where the model raises an error, the generator has moved")
@@ -205,7 +201,7 @@ def evaluation(batches: Loaded = by_slices, *, eval_mode: bool = True, graph: bo
 WRONG = {
     "as it was shipped": (
         evaluation(by_loader, graph=True, wake="all", in_finally=False),
-        "the global random generator",
+        "kept in eval mode by the training",
     ),
     "leaves the train mode on": (evaluation(eval_mode=False), "as it is used after training"),
     "wakes what was asleep": (evaluation(wake="all"), "kept in eval mode by the training"),

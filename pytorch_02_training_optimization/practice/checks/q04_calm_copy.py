@@ -100,7 +100,7 @@ def expect_formula(answer: Any, generator: torch.Generator, decay: float, steps:
             d = min(decay, (1 + n) / (10 + n))
             right = {name: d * x + (1 - d) * numbers_of(model)[name].double() for name, x in right.items()}
         if n in (0, 1, 2, steps):
-            expect_numbers(inside(average, model), right, f"decay {decay}, after {n} calls of follow()")
+            expect_numbers(inside(average, model), right, f"decay {decay}, follow() called {n} x")
 
 
 def expect_numbers(found: Numbers, right: Numbers, when: str) -> None:

@@ -14,11 +14,11 @@ import torch
 STAGES = ("batch", "loss", "gradient", "weight")
 NAMES = {
     "batch": ("images", "labels"),
-    "loss": ("loss",),
+    "loss": ("mean",),
     "gradient": ("out.weight", "out.bias", "body.weight"),
     "weight": ("out.weight", "out.bias", "body.weight"),
 }
-SHAPES = {"images": (3, 4), "labels": (3,), "loss": (), "out.weight": (2, 4), "out.bias": (2,), "body.weight": (4, 4)}
+SHAPES = {"images": (3, 4), "labels": (3,), "mean": (), "out.weight": (2, 4), "out.bias": (2,), "body.weight": (4, 4)}
 Recording = list[dict[str, dict[str, torch.Tensor]]]
 Place = tuple[int, str, str]
 
@@ -73,7 +73,7 @@ def expect_answer(
 
 def expect_alike(answer: Any, ours: Recording) -> None:
     ours[1]["gradient"]["out.bias"][0] = math.nan
-    ours[2]["loss"]["loss"].fill_(math.inf)
+    ours[2]["loss"]["mean"].fill_(math.inf)
     ours[3]["weight"]["body.weight"][0, :2] = torch.tensor([math.inf, -math.inf])
     for tolerance in (0.0, 1e-3):
         expect_answer(
@@ -157,9 +157,9 @@ def expect_lengths(answer: Any, ours: Recording) -> None:
         expect_answer(answer, ours, theirs, 0.0, (shorter, "", ""), what)
         expect_answer(answer, theirs, ours, 0.0, (shorter, "", ""), what)
     theirs = copy.deepcopy(ours[:3])
-    theirs[2]["loss"]["loss"] += 1
+    theirs[2]["loss"]["mean"] += 1
     expect_answer(
-        answer, ours, theirs, 0.0, (2, "loss", "loss"), "the loss of step 2 differs, and theirs ends after it"
+        answer, ours, theirs, 0.0, (2, "loss", "mean"), "the loss of step 2 differs, and theirs ends after it"
     )
 
 

@@ -4,7 +4,8 @@ A generator's state would not do: in the middle of an epoch it says what comes a
 The order itself would, and a checkpoint would hold a billion numbers. The position moves before the batch is handed out,
 not behind the yield: that line runs when the next batch is asked for, so a state that is taken while the training works on
 batch 5 would still say 5, and the resumed run would train on it twice. For the same reason the epoch moves on together with
-its last batch; otherwise a training that was stopped there would resume into an epoch without batches.
+its last batch; otherwise a training that was stopped there would resume into an epoch without batches. Lightning takes this
+loader as it is: stopped at any batch, the last of an epoch as well, it goes on with the next one.
 """
 
 import random

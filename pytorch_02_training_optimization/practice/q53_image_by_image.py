@@ -21,7 +21,7 @@ def train_epoch(
     Loss and answers of an image are those before the step of its batch.
 
     Wanted: the same numbers with at most 100 operations for each batch, whatever its size (for a model of two linear layers;
-    this code takes some 2,600 for 48 images), and at most 2 tensors read by Python in the whole epoch.
+    this code takes some 2,200 for 48 images), and at most 2 tensors read by Python in the whole epoch.
 
     Example: with 10 images and batch_size 4 the model takes 3 steps, for 4, 4 and 2 images.
     """

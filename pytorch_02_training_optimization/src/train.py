@@ -45,7 +45,7 @@ from pytorch_02_training_optimization.src.training.guards import (
     is_out_of_memory,
     memory_advice,
 )
-from pytorch_02_training_optimization.src.training.log import Log, read_metrics
+from pytorch_02_training_optimization.src.training.log import EVENTS, Log, events_to, read_metrics
 from pytorch_02_training_optimization.src.training.models import build_model
 from pytorch_02_training_optimization.src.training.settings import Settings
 from pytorch_02_training_optimization.src.training.team import (
@@ -304,7 +304,7 @@ def nothing() -> Iterator[None]:
 
 
 class Run:
-    """One training's folder: config.yaml, metrics.jsonl, TensorBoard's events, and checkpoints/."""
+    """One training's folder: config.yaml, metrics.jsonl, train.log, TensorBoard's events, and checkpoints/."""
 
     def __init__(self, folder: Path, team: Team) -> None:
         self.folder, self.team = folder, team
@@ -340,7 +340,8 @@ class Run:
             write = lambda: str(  # noqa: E731
                 checkpoints.save(self.checkpoints, training.step, state, metric=metric, keep=training.settings.keep)
             )
-            self.team.agree(write)
+            path = self.team.agree(write)
+        EVENTS.info("saved %s", path)
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         if self.log:
@@ -398,13 +399,13 @@ def end_epoch(lesson: Lesson, training: Training, data: Data, run: Run, resumed_
     passed_s = time.perf_counter() - started_s
     left_s = passed_s / done * (training.steps - training.step)
     speed = done * training.settings.batch_size / max(1e-9, run.seconds["batches"] + run.seconds["steps"])
-    lesson.terminal.paragraph(
+    line = (
         f"epoch {training.epoch}/{training.settings.epochs}: step {training.step:,}, validation loss {loss:.3f}, accuracy "
         f"{100 * accuracy:.1f} %, {significant(speed)} images/s, "
-        + (f"{seconds_text(left_s)} left" if training.step < training.steps else "done"),
-        "    ",
-        "  ",
+        + (f"{seconds_text(left_s)} left" if training.step < training.steps else "done")
     )
+    EVENTS.info("%s", line)
+    lesson.terminal.paragraph(line, "    ", "  ")
 
 
 def has_stopped_early(training: Training) -> bool:
@@ -617,14 +618,15 @@ def main(argv: list[str] | None = None) -> int:
         )  # a mistake in them is found before the processes wait for each other
         configuration.check_together(settings, int(os.environ.get("WORLD_SIZE", "1")))
         with join_team(lesson.device) as team:
-            follow(lesson, team)
+            run = choose_run(lesson, team)
+            with events_to(run.folder, team.rank):
+                follow(lesson, team, run)
     return lesson.exit_code
 
 
-def follow(lesson: Lesson, team: Team) -> None:
+def follow(lesson: Lesson, team: Team, run: Run) -> None:
     """One run from its first section to its last."""
     device = lesson.device
-    run = choose_run(lesson, team)
     saved = load_checkpoint(lesson, run)
     settings, seed = choose_settings(lesson, saved)
     configuration.check_together(settings, team.size)
@@ -644,6 +646,8 @@ def follow(lesson: Lesson, team: Team) -> None:
         training.restore(saved.state)
         lesson.note(saved.notice or f"Goes on from {shown_path(saved.path)}.")
         keep_threads(lesson, saved.state.get("threads", torch.get_num_threads()))
+    EVENTS.info("process %d of %d on %s, torch %s, seed %d: begins at step %d of %d",
+                team.rank, team.size, device, torch.__version__, seed, training.step, steps)  # fmt: skip
     operations = show_start(lesson, training, data, settings)
     first = training.step
     with run.open_log(training.step):

@@ -1,5 +1,6 @@
 """train: the whole run and its checks; settings, data, step and state against oracles; every mistake in one line."""
 
+import errno
 import io
 import json
 import math
@@ -9,6 +10,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 from pytorch_02_training_optimization.src import train
 from pytorch_02_training_optimization.src.training import guards, settings
@@ -18,7 +20,7 @@ from pytorch_02_training_optimization.src.training.data import (
     flipped_and_shifted,
     load_data,
 )
-from pytorch_02_training_optimization.src.training.log import Log, read_metrics
+from pytorch_02_training_optimization.src.training.log import EVENTS, EventFile, Log, events_to, read_metrics
 from pytorch_02_training_optimization.src.training.models import build_model
 from pytorch_02_training_optimization.src.training.settings import Settings, updated
 from pytorch_02_training_optimization.src.training.team import Team
@@ -432,6 +434,33 @@ def test_a_crash_in_the_middle_leaves_no_trace(options, tmp_path, monkeypatch):
         for name in ("whole", "cut")
     ]
     assert lines[0] == lines[1]
+
+
+def test_events_of_a_run_are_in_its_log(tmp_path, capsys):
+    code, _ = tiny(tmp_path)
+    refused(tmp_path, capsys, "--resume", "--seed", "4")
+    lines = (tmp_path / "train" / "runs" / "r" / "train.log").read_text(encoding="utf-8").splitlines()
+    assert code == 0
+    assert "INFO    process 0 of 1 on cpu" in lines[0]
+    assert lines[0].endswith("begins at step 0 of 10")
+    assert sum("INFO    saved " in line for line in lines) == len(lines) - 3
+    assert "WARNING" in lines[-1]
+    assert "leave --seed out" in lines[-1]
+
+
+def test_a_traceback_is_in_the_log_and_a_full_disk_is_no_matter(tmp_path, monkeypatch, capsys):
+    with pytest.raises(ZeroDivisionError), events_to(tmp_path, 3):
+        1 / 0  # noqa: B018
+    text = (tmp_path / "train-rank3.log").read_text(encoding="utf-8")
+    assert "ERROR   ended by an error" in text
+    assert "ZeroDivisionError" in text
+    with events_to(tmp_path, 0):
+        [file] = [handler for handler in EVENTS.handlers if isinstance(handler, EventFile)]
+        monkeypatch.setattr(file, "stream", Mock(write=Mock(side_effect=OSError(errno.ENOSPC, "No space left"))))
+        EVENTS.info("lost")
+        monkeypatch.undo()
+    assert capsys.readouterr() == ("", "")
+    assert file not in EVENTS.handlers
 
 
 @pytest.mark.parametrize("is_chosen", [False, True])

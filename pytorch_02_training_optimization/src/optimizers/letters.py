@@ -190,7 +190,7 @@ def show_sweep(lesson: Lesson) -> dict[str, Sweep]:
     error = difference.std().item() / math.sqrt(seeds)
     lesson.shows(
         f"tuned alike, {first} leads and {last} comes last, {100 * (tuned[first] - tuned[last]):.1f} points apart, "
-        f"± {100 * error:.1f} (a standard error over {seeds} seeds). AdamW and Adam differ little, since {steps} steps at "
+        f"with a standard error of {100 * error:.1f} over {seeds} seeds. AdamW and Adam differ little, since {steps} steps at "
         f"{RATES[sweeps['AdamW'].best]:g} decay the weights by only "
         f"{percent(1 - (1 - 0.01 * RATES[sweeps['AdamW'].best]) ** steps)}. On a network this small a rate that "
         "is three times off costs more than the wrong optimizer."

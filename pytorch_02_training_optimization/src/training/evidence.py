@@ -188,7 +188,7 @@ def show_test(lesson: Lesson, training: "Training", data: Data, run: "Run") -> N
     lesson.section(
         "The test, once",
         "The best version by validation loss comes back from its checkpoint and meets images that no decision has "
-        "depended on. Its accuracy is an estimate from so many images, and has an error like any other.",
+        "depended on. Its accuracy is an estimate from so many images, with an error like any other: in brackets.",
     )
     path = training.team.agree(lambda: checkpoints.best(run.checkpoints))
     try:
@@ -205,7 +205,7 @@ def show_test(lesson: Lesson, training: "Training", data: Data, run: "Run") -> N
     lesson.table(
         [
             {"": "always the most frequent class", "accuracy": f"{100 * majority:.1f} %"},
-            {"": f"this model, epoch {training.epoch}", "accuracy": f"{100 * accuracy:.1f} ± {100 * error:.1f} %"},
+            {"": f"this model, epoch {training.epoch}", "accuracy": f"{100 * accuracy:.1f} % ({100 * error:.1f})"},
         ]
     )
     lesson.check("each test image was counted once", count == len(data.test[1]), f"{count:,} of {len(data.test[1]):,}")
@@ -240,9 +240,9 @@ def show_cost(lesson: Lesson, training: "Training", run: "Run", operations: int,
     lesson.record("images/s", speed, "images/s", dataset=training.settings.dataset, model=training.settings.model)
     lesson.record("arithmetic", rate / 1e9, "GFLOP/s", limit=limit, precision=training.dtype)
     lesson.check(
-        "no part was counted twice, and no step is faster than the device",
-        known <= wall_s and (limit is None or rate < limit.value),
-        f"{known:.1f} of {wall_s:.1f} s; {percent(rate / limit.value) if limit else 'unknown share'} of the limit",
+        "no part was counted twice",
+        known <= wall_s,
+        f"{known:.2f} of {wall_s:.2f} s are in one of the parts",
     )
     share = percent(rate / limit.value) if limit else "an unknown share"
     rest = {name: value for name, value in seconds.items() if name != "steps"}

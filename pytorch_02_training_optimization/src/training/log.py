@@ -1,14 +1,45 @@
-"""The numbers of a run, for programs (metrics.jsonl) and for TensorBoard; a resumed run has no step twice."""
+"""The numbers of a run, for programs (metrics.jsonl) and for TensorBoard, and its events, for people (train.log)."""
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+import logging
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from shared.errors import CannotRun, Stopped
 from shared.records import write_atomically
 
 METRICS = "metrics.jsonl"
+EVENTS = logging.getLogger("lab.train")  # what happened when: EVENTS.info(...) from any module of the training
+
+
+class EventFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """A training does not end, or say anything, because a line of its log found the disk full."""
+
+
+@contextmanager
+def events_to(folder: Path, rank: int) -> Iterator[None]:
+    """Writes events to train.log; one file for each process, since the one that failed is rarely rank 0."""
+    file = EventFile(folder / (f"train-rank{rank}.log" if rank else "train.log"), encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    EVENTS.setLevel(logging.INFO)
+    EVENTS.propagate = False  # the terminal has its own words for them
+    EVENTS.addHandler(file)
+    try:
+        yield
+    except (CannotRun, Stopped) as end:  # with a message that says it all
+        EVENTS.warning("%s", end)
+        raise
+    except BaseException:
+        # As text: a record that kept the exception would keep its frames alive, and with them tensors and workers.
+        EVENTS.error("ended by an error\n%s", traceback.format_exc())
+        raise
+    finally:
+        EVENTS.removeHandler(file)
+        file.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ A test that starts a script in another process gives it `--out`; in this process
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+# A shell starts what runs in its background deaf to Ctrl-C, and processes that a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The workers of pytest-xdist share the cores. Before torch is imported; processes that a test starts inherit it.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):

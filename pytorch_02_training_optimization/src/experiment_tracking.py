@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's shared/, nothing installed
 
+from pytorch_02_training_optimization.src.letters.rows import load_letters
 from pytorch_02_training_optimization.src.tracking.boards import show_histograms, show_media, show_structure
 from pytorch_02_training_optimization.src.tracking.comparison import show_comparison
 from pytorch_02_training_optimization.src.tracking.costs import show_costs, show_waits
@@ -25,7 +26,7 @@ from pytorch_02_training_optimization.src.tracking.curves import show_axes, show
 from pytorch_02_training_optimization.src.tracking.event_files import new_board, read_board, show_scalars
 from pytorch_02_training_optimization.src.tracking.killed import show_journal
 from pytorch_02_training_optimization.src.tracking.records import ROOT, code_state, show_record, show_reproduction
-from pytorch_02_training_optimization.src.tracking.task import Task, load_letters
+from pytorch_02_training_optimization.src.tracking.task import Task
 from pytorch_02_training_optimization.src.tracking.trackers import show_trackers
 from shared.errors import CannotRun
 from shared.lesson import Lesson
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         show_costs(lesson)
         show_waits(lesson)
         show_journal(lesson)
-        letters = load_letters(count + held_out, True, lesson.device)
+        letters = load_letters(count + held_out, lesson.device)
         task, code = Task(letters[:count], letters[count:]), code_state(ROOT)
         show_trackers(lesson, task)
         show_record(lesson, task, code)

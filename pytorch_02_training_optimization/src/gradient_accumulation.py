@@ -35,11 +35,11 @@ from pytorch_02_training_optimization.src.accumulation.task import (
     draw_batches,
     gradients_of,
     joined,
-    load_letters,
     make_model,
     off_by,
 )
 from pytorch_02_training_optimization.src.accumulation.unequal import show_ragged, show_sentences
+from pytorch_02_training_optimization.src.letters.rows import load_letters
 from shared.agreement import deviation
 from shared.lesson import Lesson
 

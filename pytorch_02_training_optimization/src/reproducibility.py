@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's shared/, nothing installed
 
+from pytorch_02_training_optimization.src.letters.rows import Letters, load_letters
 from pytorch_02_training_optimization.src.repeatability.bits import (
     Difference,
     difference,
@@ -32,11 +33,9 @@ from pytorch_02_training_optimization.src.repeatability.sums import show_sums, s
 from pytorch_02_training_optimization.src.repeatability.surroundings import show_hash_seeds, show_workers
 from pytorch_02_training_optimization.src.repeatability.task import (
     BATCH_SIZE,
-    Letters,
     accuracy,
     descend,
     gradients_of,
-    load_letters,
     make_model,
 )
 from shared.lesson import Lesson

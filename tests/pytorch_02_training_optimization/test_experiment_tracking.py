@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_02_training_optimization.src import experiment_tracking
+from pytorch_02_training_optimization.src.letters.rows import load_letters
 from pytorch_02_training_optimization.src.tracking import (
     boards,
     comparison,
@@ -293,7 +294,7 @@ def test_records_of_a_wandb_file_across_blocks() -> None:
 
 @pytest.fixture(scope="module")
 def small() -> task.Task:
-    letters = task.load_letters(400, True, CPU)
+    letters = load_letters(400)
     return task.Task(letters[:300], letters[300:])
 
 

@@ -17,6 +17,7 @@ from pytorch_02_training_optimization.src.accumulation import (
     task,
     unequal,
 )
+from pytorch_02_training_optimization.src.letters.rows import load_letters
 from tests.lessons import expect_any_seed, expect_pictures, expect_whole, run_quick
 
 import pytest
@@ -112,7 +113,7 @@ def gradient_of(model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
 
 
 def test_letters_are_normalised_and_batches_repeat() -> None:
-    letters = task.load_letters(100)
+    letters = load_letters(100)
     assert letters.x.shape == (100, task.PIXELS)
     assert letters.x.mean(1).abs().max() < 1e-4
     first, again = (task.draw_batches(letters, 2, 7, 5) for _ in range(2))
@@ -411,7 +412,7 @@ def test_a_running_percentile_looks_back_only() -> None:
 
 
 def test_a_bad_batch_changes_nothing_before_it() -> None:
-    letters = task.load_letters(100)
+    letters = load_letters(100)
     calm, bad = (spikes.train("Adam", letters, 6, 8, 0, bad_step=step) for step in (None, 3))
     assert calm.loss[:3] == bad.loss[:3]
     assert calm.norm[:3] == bad.norm[:3]
@@ -458,7 +459,7 @@ def test_the_estimate_is_right_on_average_over_all_batches() -> None:
 
 
 def test_progress_leaves_the_weights_and_a_whole_batch_descends() -> None:
-    letters, generator = task.load_letters(100), torch.Generator().manual_seed(0)
+    letters, generator = load_letters(100), torch.Generator().manual_seed(0)
     model = task.make_model(8, 0, CPU)
     start = task.joined(model.parameters())
     falls = noise.progress_by_batch(model, letters, (2, 400), (0.01, 0.1), generator)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_02_training_optimization.src import lr_schedules
+from pytorch_02_training_optimization.src.letters.rows import load_letters
 from pytorch_02_training_optimization.src.schedules import (
     batch,
     curves,
@@ -283,7 +284,7 @@ def test_judging_counts_letters_and_a_run_that_diverged() -> None:
 
 
 def test_letters_are_normalised() -> None:
-    data = letters.load_letters(60, CPU)
+    data = load_letters(60)
     assert data.x.shape == (60, letters.PIXELS)
     assert data.x.mean(1).abs().max() < 1e-5
     assert (data.x.std(1) - 1).abs().max() < 1e-4

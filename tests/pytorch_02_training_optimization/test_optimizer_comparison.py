@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_02_training_optimization.src import optimizer_comparison
+from pytorch_02_training_optimization.src.letters.rows import load_letters
 from pytorch_02_training_optimization.src.optimizers import (
     adam_terms,
     costs,
@@ -425,7 +426,7 @@ def test_each_size_of_noise_is_a_row_of_its_own() -> None:
 
 
 def test_letters_are_centred_and_scaled() -> None:
-    found = letters.load_letters(20, True, CPU)
+    found = load_letters(20)
     assert found.x.shape == (20, letters.PIXELS)
     assert found.x.mean(dim=1).abs().max() < 1e-5
     assert (found.x.std(dim=1) - 1).abs().max() < 1e-4
@@ -455,7 +456,7 @@ def test_scores_are_those_of_linear_layers() -> None:
 
 @pytest.fixture(scope="module")
 def few_letters() -> letters.Letters:
-    return letters.load_letters(96, True, CPU)
+    return load_letters(96)
 
 
 def test_the_stack_trains_as_torch_optim_does(few_letters: letters.Letters) -> None:

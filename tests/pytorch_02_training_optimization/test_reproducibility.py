@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_02_training_optimization.src import reproducibility
+from pytorch_02_training_optimization.src.letters.rows import Letters, load_letters
 from pytorch_02_training_optimization.src.repeatability import (
     bits,
     determinism,
@@ -20,7 +21,6 @@ from pytorch_02_training_optimization.src.repeatability import (
     surroundings,
     task,
 )
-from pytorch_02_training_optimization.src.repeatability.task import Letters
 from shared.generators import rng_state
 from tests.lessons import expect_any_seed, expect_pictures, expect_whole, run_quick
 
@@ -201,7 +201,7 @@ def test_the_hash_is_that_of_the_bytes() -> None:
 
 @pytest.fixture(scope="module")
 def letters() -> Letters:
-    return task.load_letters(64, CPU)
+    return load_letters(64)
 
 
 def test_letters_are_centred_and_scaled(letters: Letters) -> None:

@@ -12,9 +12,9 @@ from pytorch_02_training_optimization.src.accumulation.task import (
     cosine,
     gradients_of,
     joined,
-    load_letters,
     make_model,
 )
+from pytorch_02_training_optimization.src.letters.rows import load_letters
 from shared.agreement import deviation
 from shared.lesson import Lesson
 from shared.snippets import complaint

@@ -3,17 +3,8 @@
 from collections.abc import Callable
 
 from pytorch_02_training_optimization.src.accumulation.loops import fill_gradients
-from pytorch_02_training_optimization.src.accumulation.task import (
-    BATCH_SIZE,
-    CLASSES,
-    CPU,
-    PARTS,
-    PIXELS,
-    gradients_of,
-    joined,
-    load_letters,
-    off_by,
-)
+from pytorch_02_training_optimization.src.accumulation.task import BATCH_SIZE, CPU, PARTS, gradients_of, joined, off_by
+from pytorch_02_training_optimization.src.letters.rows import CLASSES, PIXELS, load_letters
 from shared.lesson import Lesson
 from shared.units import percent
 

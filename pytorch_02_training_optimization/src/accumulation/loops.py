@@ -11,10 +11,10 @@ from pytorch_02_training_optimization.src.accumulation.task import (
     draw_batches,
     gradients_of,
     joined,
-    load_letters,
     make_model,
     off_by,
 )
+from pytorch_02_training_optimization.src.letters.rows import load_letters
 from shared.lesson import Lesson
 from shared.units import percent
 

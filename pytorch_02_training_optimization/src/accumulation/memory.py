@@ -4,14 +4,8 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from pytorch_02_training_optimization.src.accumulation.task import (
-    BATCH_SIZE,
-    CLASSES,
-    PARTS,
-    PIXELS,
-    load_letters,
-    make_model,
-)
+from pytorch_02_training_optimization.src.accumulation.task import BATCH_SIZE, PARTS, make_model
+from pytorch_02_training_optimization.src.letters.rows import CLASSES, PIXELS, load_letters
 from shared.lesson import Lesson
 from shared.timing import measure
 from shared.traps import operations

@@ -6,15 +6,8 @@ from itertools import pairwise
 from typing import Any
 
 from pytorch_02_training_optimization.src.accumulation.loops import fill_gradients
-from pytorch_02_training_optimization.src.accumulation.task import (
-    BATCH_SIZE,
-    PARTS,
-    Letters,
-    Momentum,
-    gradients_of,
-    load_letters,
-    make_model,
-)
+from pytorch_02_training_optimization.src.accumulation.task import BATCH_SIZE, PARTS, Momentum, gradients_of, make_model
+from pytorch_02_training_optimization.src.letters.rows import Letters, load_letters
 from shared.lesson import Lesson
 from shared.units import percent, significant
 

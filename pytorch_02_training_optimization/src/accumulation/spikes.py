@@ -5,13 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytorch_02_training_optimization.src.accumulation.task import (
-    RULES,
-    Letters,
-    draw_batches,
-    load_letters,
-    make_model,
-)
+from pytorch_02_training_optimization.src.accumulation.task import RULES, draw_batches, make_model
+from pytorch_02_training_optimization.src.letters.rows import Letters, load_letters
 from shared.lesson import Lesson
 from shared.units import percent, significant
 

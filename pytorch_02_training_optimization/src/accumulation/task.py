@@ -1,44 +1,15 @@
 """What the chapters train: letters as rows of 256 numbers, a small network, momentum and Adam in a few lines."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
 from typing import Protocol
 
-from shared.datasets import load_images
+from pytorch_02_training_optimization.src.letters.rows import CLASSES, PIXELS, Letters
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 CPU = torch.device("cpu")
-PIXELS, CLASSES = 256, 10
 BATCH_SIZE, PARTS = 64, 8
-
-
-@dataclass(frozen=True)
-class Letters:
-    """Rows of pixels (N, 256) of mean 0 and variance 1, labels (N,)."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-
-    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "Letters":
-        return Letters(self.x.to(device, dtype), self.y.to(device))
-
-    def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Drawn with replacement, so that all batches of a size are alike; on the CPU, the same on every device."""
-        index = torch.randint(len(self.y), (size,), generator=generator).to(self.y.device)
-        return self.x[index], self.y[index]
-
-
-@cache
-def load_letters(count: int) -> Letters:
-    """The first `count` letters in 16 x 16 grey values, on the CPU; drawn once for all chapters."""
-    data = load_images("glyphs", train=True, count=count)
-    grey = F.avg_pool2d(data.images.float().mean(1, keepdim=True), 2).flatten(1)  # (N, 3, 32, 32) to (N, 256)
-    spread = grey.std(1, keepdim=True).clamp_min(1.0)
-    return Letters((grey - grey.mean(1, keepdim=True)) / spread, data.labels)
 
 
 def make_model(width: int, seed: int, device: torch.device, dtype: torch.dtype = torch.float32,

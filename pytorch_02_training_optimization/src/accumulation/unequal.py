@@ -5,14 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import islice
 
-from pytorch_02_training_optimization.src.accumulation.task import (
-    CPU,
-    gradients_of,
-    joined,
-    load_letters,
-    make_model,
-    off_by,
-)
+from pytorch_02_training_optimization.src.accumulation.task import CPU, gradients_of, joined, make_model, off_by
+from pytorch_02_training_optimization.src.letters.rows import load_letters
 from shared.datasets import load_text
 from shared.lesson import Lesson
 from shared.units import percent

@@ -7,7 +7,7 @@ network of two layers, with 4 C in between, of x normalised.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from shared.datasets import load_images
+from pytorch_02_training_optimization.src.letters.rows import load_letters
 from shared.dispatch import Watcher, name_of
 
 import torch
@@ -69,10 +69,8 @@ def random_batch(batch_size: int, device: torch.device, dtype: torch.dtype = tor
 
 def letters(count: int, device: torch.device, *, train: bool) -> Batch:
     """Letters in grey, 16 x 16 pixels, mean 0 and spread 1."""
-    data = load_images("glyphs", train=train, count=count)
-    grey = F.avg_pool2d(data.images.float().mean(dim=1, keepdim=True), 2).flatten(1)  # (N, 3, 32, 32) -> (N, 256)
-    grey = (grey - grey.mean(dim=1, keepdim=True)) / grey.std(dim=1, keepdim=True)
-    return grey.to(device), data.labels.to(device)
+    found = load_letters(count, device, train=train)
+    return found.x, found.y
 
 
 # What it must cost

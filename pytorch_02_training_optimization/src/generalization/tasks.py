@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from shared.datasets import load_images
+from pytorch_02_training_optimization.src.letters import rows as letters
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +53,8 @@ def load_letters(sizes: Sizes, device: torch.device) -> Task:
     """Letters in grey, 16 x 16 as rows of 256, each with mean 0 and spread 1."""
     parts = []
     for train, count in ((True, sizes.pool + sizes.validation), (False, sizes.test)):
-        data = load_images("glyphs", train=train, count=count)
-        x = F.avg_pool2d(data.images.float().mean(dim=1, keepdim=True), 2).flatten(1)
-        x = (x - x.mean(dim=1, keepdim=True)) / x.std(dim=1, keepdim=True)
-        parts.append(Samples(x, data.labels).to(device))
+        rows = letters.load_letters(count, device, train=train)
+        parts.append(Samples(rows.x, rows.y))
     pool, validation = parts[0].split(sizes.pool)
     return Task("letters", pool, validation, parts[1])
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pytorch_02_training_optimization.src.letters.rows import CLASSES, PIXELS, Letters, load_letters
 from pytorch_02_training_optimization.src.optimizers.rules import (
     SGD,
     Adam,
@@ -16,14 +17,13 @@ from pytorch_02_training_optimization.src.optimizers.rules import (
     RMSprop,
     Rule,
 )
-from shared.datasets import load_images
 from shared.lesson import Lesson
 from shared.units import percent, significant
 
 import torch
 import torch.nn.functional as F
 
-PIXELS, HIDDEN, CLASSES = 256, 64, 10
+HIDDEN = 64
 BATCH_SIZE = 64
 # (out, in) of each layer, as in nn.Linear. R below is the number of runs that train side by side.
 LAYERS = ((HIDDEN, PIXELS), (HIDDEN, HIDDEN), (CLASSES, HIDDEN))
@@ -47,21 +47,6 @@ RULES: dict[str, MakeRules] = {
     "AdamW": lambda parameters, lr: [AdamW(parameters, lr)],
     "Muon + AdamW": muon_for_hidden,
 }
-
-
-@dataclass(frozen=True)
-class Letters:
-    """Grey letters, 16 x 16, each with mean 0 and spread 1: x (N, 256) and y (N,)."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-
-
-def load_letters(count: int, train: bool, device: torch.device) -> Letters:
-    data = load_images("glyphs", train=train, count=count)
-    x = F.avg_pool2d(data.images.float().mean(dim=1, keepdim=True), 2).flatten(1)
-    x = (x - x.mean(dim=1, keepdim=True)) / x.std(dim=1, keepdim=True)
-    return Letters(x.to(device), data.labels.to(device))
 
 
 def start_weights(seed: int, seeds: int, copies: int, device: torch.device) -> list[torch.Tensor]:
@@ -155,10 +140,10 @@ def show_sweep(lesson: Lesson) -> dict[str, Sweep]:
         "side, as one stack of matrices with a rate for each.",
     )
     seed = lesson.options.seed
-    everything = load_letters(count + held_out, True, lesson.device)
-    training = Letters(everything.x[:count], everything.y[:count])
-    validation = Letters(everything.x[count:], everything.y[count:])
-    test = load_letters(lesson.pick(full=4000, cpu=2000, quick=200), False, lesson.device)
+    everything = load_letters(count + held_out, lesson.device)
+    training = everything[:count]
+    validation = everything[count:]
+    test = load_letters(lesson.pick(full=4000, cpu=2000, quick=200), lesson.device, train=False)
     batches = draw_batches(seed, steps, seeds, count)
     sweeps = {}
     for name in lesson.progress(RULES, "learning rates", len(RULES)):

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytorch_02_training_optimization.src.optimizers.letters import load_letters, scores, start_weights
+from pytorch_02_training_optimization.src.letters.rows import load_letters
+from pytorch_02_training_optimization.src.optimizers.letters import scores, start_weights
 from pytorch_02_training_optimization.src.optimizers.muon import COEFFICIENTS, Muon, orthogonalize
 from pytorch_02_training_optimization.src.optimizers.rules import Adam
 from shared.dispatch import Watcher, name_of
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 
 def letters_gradient(seed: int) -> torch.Tensor:
     """The gradient (64, 256) of the letter reader's first matrix at its start, float64 on the CPU."""
-    letters = load_letters(256, True, torch.device("cpu"))
+    letters = load_letters(256)
     parameters = start_weights(seed, 1, 1, torch.device("cpu"))
     logits = scores(parameters, letters.x.unsqueeze(0))
     gradient = torch.autograd.grad(F.cross_entropy(logits[0], letters.y), parameters[0])[0]

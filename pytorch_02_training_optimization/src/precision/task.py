@@ -1,39 +1,22 @@
 """What all chapters train: letters in 16 x 16 grey values, a small network, and plain gradient descent."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-from shared.datasets import load_images
+from pytorch_02_training_optimization.src.letters import rows
+from pytorch_02_training_optimization.src.letters.rows import CLASSES, PIXELS, Letters
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-CLASSES, PIXELS = 10, 16 * 16
 LR = 0.2
 
 
-@dataclass(frozen=True)
-class Letters:
-    """Images (N, 1, 16, 16) of mean 0 and variance 1, labels (N,), on one device."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-
-    def batch(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        index = torch.randint(len(self.y), (size,), generator=generator).to(self.y.device)
-        return self.x[index], self.y[index]
-
-
-@cache
 def load_letters(count: int, device: torch.device, *, train: bool = True) -> Letters:
-    """The first `count` of the letters, drawn once for all chapters."""
-    data = load_images("glyphs", train=train, count=count)
-    grey = F.avg_pool2d(data.images.float().mean(1, keepdim=True), 2)  # (N, 3, 32, 32) to (N, 1, 16, 16)
-    mean, std = grey.mean((1, 2, 3), keepdim=True), grey.std((1, 2, 3), keepdim=True)
-    return Letters(((grey - mean) / std.clamp_min(1.0)).to(device), data.labels.to(device))
+    """The first `count` of the letters as images (N, 1, 16, 16), for convolutions."""
+    letters = rows.load_letters(count, device, train=train)
+    return Letters(letters.x.unflatten(1, (1, 16, 16)), letters.y)
 
 
 def make_mlp(width: int, device: torch.device) -> nn.Sequential:

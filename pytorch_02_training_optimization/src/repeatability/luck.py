@@ -5,15 +5,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from pytorch_02_training_optimization.src.letters.rows import CLASSES, PIXELS, Letters, load_letters
 from pytorch_02_training_optimization.src.repeatability.bits import flat
-from pytorch_02_training_optimization.src.repeatability.task import (
-    BATCH_SIZE,
-    CLASSES,
-    HIDDEN,
-    PIXELS,
-    Letters,
-    load_letters,
-)
+from pytorch_02_training_optimization.src.repeatability.task import BATCH_SIZE, HIDDEN
 from shared.lesson import Lesson
 from shared.units import percent
 

@@ -5,11 +5,10 @@ import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pytorch_02_training_optimization.src.letters.rows import PIXELS, Letters
 from pytorch_02_training_optimization.src.repeatability.bits import Difference, difference, digest, weights_of
 from pytorch_02_training_optimization.src.repeatability.task import (
     BATCH_SIZE,
-    PIXELS,
-    Letters,
     accuracy,
     descend,
     gradients_of,

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pytorch_02_training_optimization.src.letters.rows import Letters
 from pytorch_02_training_optimization.src.repeatability.bits import difference, digest, weights_of
-from pytorch_02_training_optimization.src.repeatability.task import Letters, descend, gradients_of, make_model
+from pytorch_02_training_optimization.src.repeatability.task import descend, gradients_of, make_model
 from shared.lesson import Lesson
 
 import numpy as np

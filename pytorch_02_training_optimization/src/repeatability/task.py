@@ -1,34 +1,15 @@
 """What the chapters train: letters in 16 x 16 grey values, and a network small enough to be trained many times."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 
-from shared.datasets import load_images
+from pytorch_02_training_optimization.src.letters.rows import CLASSES, PIXELS, Letters
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-PIXELS, HIDDEN, CLASSES = 16 * 16, 32, 10
+HIDDEN = 32
 BATCH_SIZE, LR = 32, 0.1
-
-
-@dataclass(frozen=True)
-class Letters:
-    """x (N, 256) of mean 0 and spread 1, y (N,), on one device."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-
-
-@cache
-def load_letters(count: int, device: torch.device, *, train: bool = True) -> Letters:
-    """The first `count` letters, drawn once for all chapters."""
-    data = load_images("glyphs", train=train, count=count)
-    x = F.avg_pool2d(data.images.float().mean(dim=1, keepdim=True), 2).flatten(1)
-    x = (x - x.mean(dim=1, keepdim=True)) / x.std(dim=1, keepdim=True)
-    return Letters(x.to(device), data.labels.to(device))
 
 
 def make_model(device: torch.device, dropout: float = 0.0) -> nn.Sequential:

@@ -4,14 +4,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from pytorch_02_training_optimization.src.letters.rows import Letters, load_letters
 from pytorch_02_training_optimization.src.schedules.letters import (
     Adam,
-    Letters,
     Momentum,
     Parameters,
     draw_batches,
     judge,
-    load_letters,
     start_weights,
     train,
 )

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pytorch_02_training_optimization.src.letters.rows import Letters, load_letters
 from pytorch_02_training_optimization.src.schedules.curves import (
     cosine,
     polynomial,
@@ -11,11 +12,9 @@ from pytorch_02_training_optimization.src.schedules.curves import (
     warmup_stable_decay,
 )
 from pytorch_02_training_optimization.src.schedules.letters import (
-    Letters,
     Momentum,
     draw_batches,
     judge,
-    load_letters,
     start_weights,
     train,
     with_error,

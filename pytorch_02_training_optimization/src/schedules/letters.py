@@ -3,35 +3,16 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
 
-from shared.datasets import load_images
+from pytorch_02_training_optimization.src.letters.rows import CLASSES, PIXELS, Letters
 
 import torch
 import torch.nn.functional as F
 
-PIXELS, HIDDEN, CLASSES = 256, 64, 10
+HIDDEN = 64
 
 Parameters = list[torch.Tensor]
 Update = Callable[[Parameters, Parameters, torch.Tensor], None]
-
-
-@dataclass(frozen=True)
-class Letters:
-    """Grey letters, 16 x 16, each with mean 0 and spread 1: x (N, 256) and y (N,), on one device."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-
-
-@cache
-def load_letters(count: int, device: torch.device, *, train: bool = True) -> Letters:
-    """The first `count` of the letters, drawn once for all chapters."""
-    data = load_images("glyphs", train=train, count=count)
-    x = F.avg_pool2d(data.images.float().mean(dim=1, keepdim=True), 2).flatten(1)
-    x = (x - x.mean(dim=1, keepdim=True)) / x.std(dim=1, keepdim=True)
-    return Letters(x.to(device), data.labels.to(device))
 
 
 def start_weights(seed: int, seeds: int, copies: int, device: torch.device, layers: int = 3) -> Parameters:

@@ -3,12 +3,11 @@
 import math
 from typing import Any
 
+from pytorch_02_training_optimization.src.letters.rows import Letters, load_letters
 from pytorch_02_training_optimization.src.schedules.letters import (
-    Letters,
     Momentum,
     draw_batches,
     judge,
-    load_letters,
     start_weights,
     train,
     with_error,

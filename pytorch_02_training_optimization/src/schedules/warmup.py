@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pytorch_02_training_optimization.src.letters.rows import Letters, load_letters
 from pytorch_02_training_optimization.src.schedules.curves import polynomial
 from pytorch_02_training_optimization.src.schedules.letters import (
     Adam,
-    Letters,
     Momentum,
     Parameters,
     draw_batches,
     judge,
-    load_letters,
     start_weights,
     train,
     with_error,

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pytorch_02_training_optimization.src.letters.rows import PIXELS
 from pytorch_02_training_optimization.src.tracking.event_files import read_board
-from pytorch_02_training_optimization.src.tracking.task import PIXELS, Reader
+from pytorch_02_training_optimization.src.tracking.task import Reader
 from shared.datasets import load_images
 from shared.lesson import Lesson
 from shared.snippets import complaint

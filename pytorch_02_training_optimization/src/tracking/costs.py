@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pytorch_02_training_optimization.src.letters.rows import PIXELS
 from pytorch_02_training_optimization.src.tracking.event_files import event_file, new_board, read_board, scalar_bytes
 from pytorch_02_training_optimization.src.tracking.journal import Journal
-from pytorch_02_training_optimization.src.tracking.task import PIXELS, Config, build, descend
+from pytorch_02_training_optimization.src.tracking.task import Config, build, descend
 from shared.dispatch import Watcher, name_of
 from shared.lesson import Lesson
 from shared.timing import compare, measure

@@ -5,13 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.datasets import load_images
+from pytorch_02_training_optimization.src.letters.rows import CLASSES, PIXELS, Letters
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-PIXELS, CLASSES = 256, 10
 
 
 @dataclass(frozen=True)
@@ -34,27 +32,6 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Letters:
-    """Grey letters, 16 x 16, each with mean 0 and spread 1: x (N, 256) and y (N,)."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-
-    def __getitem__(self, part: slice) -> "Letters":
-        return Letters(self.x[part], self.y[part])
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
-def load_letters(count: int, train: bool, device: torch.device) -> Letters:
-    data = load_images("glyphs", train=train, count=count)
-    x = F.avg_pool2d(data.images.float().mean(dim=1, keepdim=True), 2).flatten(1)
-    x = (x - x.mean(dim=1, keepdim=True)) / x.std(dim=1, keepdim=True)
-    return Letters(x.to(device), data.labels.to(device))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The small real task on which many lessons of this project try something."""

@@ -473,10 +473,12 @@ def choose_run(lesson: Lesson, team: Team) -> Run:
             raise CannotRun(f"--name {options.name!r} is a path; give the name of a folder in {shown_path(parent)}")
         name = options.name or f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S}"
         if resumes and not options.name:
-            known = sorted((path for path in parent.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime)
+            # With --resume one that has something to go on from; for torchrun the one that it has started just now.
+            sign = "checkpoints/last" if options.resume else "config.yaml"
+            known = [folder for folder in parent.glob("*") if (folder / sign).is_file()]
             if not known:
                 raise CannotRun(f"there is no run in {shown_path(parent)} to go on with; begin one without --resume")
-            name = known[-1].parent.name
+            name = max(known, key=lambda folder: (folder / sign).stat().st_mtime).name
         folder = parent / name
         if not resumes and checkpoints.latest(folder / "checkpoints"):
             raise CannotRun(

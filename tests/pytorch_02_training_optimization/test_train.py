@@ -528,6 +528,8 @@ def test_out_of_memory_says_what_may_fit(error, asked, tmp_path, capsys, monkeyp
 
 def test_what_cannot_be_resumed(tmp_path, capsys, monkeypatch):
     assert "there is no run in" in refused(tmp_path, capsys, "--resume", *without("--name"))
+    assert "nowhere is neither" in refused(tmp_path, capsys, "--dataset", "nowhere", "--name", "failed")
+    assert "there is no run in" in refused(tmp_path, capsys, "--resume", *without("--name"))
     code, _ = tiny(tmp_path)
     assert code == 0
     assert "holds a training already; --resume --name r goes on" in refused(tmp_path, capsys)

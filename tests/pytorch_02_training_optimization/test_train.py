@@ -547,6 +547,20 @@ def without(flag: str) -> tuple[str, ...]:
     return (flag, "") if flag == "--name" else ()
 
 
+def test_metrics_are_json_where_a_gradient_is_infinite(tmp_path):
+    for attempt in range(2):  # the second log takes over the lines of the first
+        log = Log(tmp_path, attempt)
+        log.write("train", attempt + 1, {"loss": 0.1 + 0.2, "gradient": math.inf})
+        log.close()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    texts = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(text, parse_constant=refuse)["step"] for text in texts] == [1, 2]
+    assert [(line["loss"], line["gradient"]) for line in read_metrics(tmp_path)] == [(0.1 + 0.2, math.inf)] * 2
+
+
 def test_metrics_after_the_checkpoint_go_and_half_a_line_too(tmp_path):
     log = Log(tmp_path, 0)
     for step in range(1, 6):

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from pytorch_02_training_optimization.src.tracking.journal import as_json
 from shared.errors import CannotRun, Stopped
 from shared.records import write_atomically
 
@@ -48,8 +49,18 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     with suppress(FileNotFoundError):
         for text in (folder / METRICS).read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):
-                lines.append(json.loads(text))
+                lines.append(json.loads(text, object_hook=with_numbers))
     return lines
+
+
+def as_text(line: Mapping[str, Any]) -> str:
+    """Valid JSON, also where float16's gradients are infinite."""
+    numbers = {name: as_json(value) if isinstance(value, float) else value for name, value in line.items()}
+    return json.dumps(numbers, allow_nan=False)
+
+
+def with_numbers(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: float(value) if value in ("NaN", "Infinity", "-Infinity") else value for name, value in line.items()}
 
 
 class Log:
@@ -59,13 +70,13 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter  # takes seconds to import: not before it is wanted
 
         kept = [line for line in read_metrics(folder) if line["step"] <= after_step]
-        write_atomically(folder / METRICS, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
+        write_atomically(folder / METRICS, "".join(f"{as_text(line)}\n" for line in kept).encode())
         self._file: TextIO = (folder / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=after_step + 1)
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """`kind` groups the curves in TensorBoard: train or validation."""
-        print(json.dumps({"kind": kind, "step": step, **values}), file=self._file, flush=True)
+        print(as_text({"kind": kind, "step": step, **values}), file=self._file, flush=True)
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
 

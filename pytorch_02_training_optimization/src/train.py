@@ -518,7 +518,7 @@ def choose_settings(lesson: Lesson, saved: checkpoints.Checkpoint | None) -> tup
 
 def usual(lesson: Lesson) -> dict[str, Any]:
     """What --quick sets otherwise."""
-    quick = {"train_images": 2000, "epochs": 3, "width": 12, "batch_size": 25, "save_every": 50, "log_every": 5}
+    quick = {"train_images": 2000, "epochs": 3, "width": 12, "batch_size": 24, "save_every": 50, "log_every": 5}
     return lesson.pick(full={}, quick=quick)
 
 
